@@ -53,9 +53,12 @@ def collect(terms: Iterable[tuple[Atom | None, sympy.Expr]]) -> Affine:
     """The sum of `terms`, with one coefficient per atom and without zeros."""
     sums: dict[Atom | None, sympy.Expr] = {}
     for atom, coefficient in terms:
-        sums[atom] = sums.get(atom, sympy.S.Zero) + coefficient
-    # Expanding tells a hidden zero; the kept form stays factored, as the author wrote it.
-    return Affine(tuple((a, c) for a, c in sums.items() if c != 0 and expanded(c) != 0))
+        before = sums.get(atom, sympy.S.Zero)
+        sums[atom] = before + coefficient
+        # Expanding tells a hidden zero; the kept form stays factored, as the author wrote it.
+        if before != 0 and expanded(sums[atom]) == 0:
+            sums[atom] = sympy.S.Zero
+    return Affine(tuple((atom, value) for atom, value in sums.items() if value != 0))
 
 
 def constant(value: sympy.Expr) -> Affine:

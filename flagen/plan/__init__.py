@@ -1,0 +1,69 @@
+"""plan: forms become kernels with tiles. Nothing here depends on a shape that is known only at a call.
+
+Tiles were measured on an H200 (bench/results); each was checked there against float64, since wrong
+configurations exist: one block of 64 rows by 32 columns without pipelining reads out of bounds.
+"""
+
+from __future__ import annotations
+
+from flagen.derive.derivation import Derivation
+from flagen.plan.kernel_plan import KernelPlan, ModulePlan, Tile, TileTable
+
+__all__ = ["KernelPlan", "plan"]
+
+FORWARD = TileTable(
+    "fwd",
+    half=(Tile(128, 64, 128, 32, 4, 3), Tile(256, 64, 256, 32, 8, 2)),
+    single=(Tile(64, 32, 64, 32, 4, 1), Tile(256, 32, 128, 32, 4, 1)),
+)
+BACKWARD = TileTable(
+    "bwd",
+    half=(Tile(128, 64, 128, 64, 4, 3, crowded_stages=2), Tile(256, 64, 256, 32, 8, 2)),
+    single=(Tile(64, 32, 64, 32, 4, 1), Tile(256, 32, 128, 32, 4, 1)),
+)
+SUM = TileTable(
+    "sum",
+    half=(Tile(256, 64, 128, 64, 4, 3),),
+    single=(Tile(256, 32, 64, 32, 4, 1),),
+)
+PARALLEL = TileTable(
+    "parallel",
+    half=(Tile(128, 64, 128, 64, 4, 2), Tile(256, 64, 256, 32, 4, 2)),
+    single=(Tile(64, 32, 64, 32, 4, 1), Tile(256, 32, 128, 32, 4, 1)),
+)
+
+LEAST_SEGMENT = 256
+"""Tokens below which a segment is not worth the state that it enters with."""
+
+_CHUNK = ModulePlan(
+    file="chunk.py",
+    template="module/chunk.py.jinja",
+    kernels=("decay", "walk", "chunk_fwd", "chunk_bwd", "segment_sum", "segment_scan"),
+    tiles=(FORWARD, BACKWARD, SUM),
+)
+_RECURRENT = ModulePlan(
+    file="fused_recurrent.py",
+    template="module/fused_recurrent.py.jinja",
+    kernels=("decay", "step", "recurrent_fwd", "recurrent_bwd"),
+    tiles=(),
+)
+_PARALLEL = ModulePlan(
+    file="parallel.py",
+    template="module/parallel.py.jinja",
+    kernels=("decay", "parallel_walk", "parallel_fwd", "parallel_bwd"),
+    tiles=(PARALLEL,),
+)
+_NAIVE = ModulePlan(file="naive.py", template="module/naive.py.jinja", kernels=(), tiles=())
+_INIT = ModulePlan(file="__init__.py", template="module/init.py.jinja", kernels=(), tiles=())
+
+
+def plan(derivation: Derivation) -> KernelPlan:
+    """The files of the operator, with the kernels of the forms that it has."""
+    modules = [_INIT, _NAIVE]
+    if "chunk" in derivation.forms or "fused_chunk" in derivation.forms:
+        modules.append(_CHUNK)
+    if "fused_recurrent" in derivation.forms:
+        modules.append(_RECURRENT)
+    if "parallel" in derivation.forms:
+        modules.append(_PARALLEL)
+    return KernelPlan(derivation, tuple(modules), LEAST_SEGMENT)

@@ -1,0 +1,68 @@
+"""The types that `derive` makes: which forms a recurrence has, and the walks that each consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import sympy
+
+from flagen.analyze.recurrence import Recurrence
+
+FORMS = ("chunk", "fused_chunk", "fused_recurrent", "parallel")
+"""Every form that flagen can generate, beside the naive one; the order is that of preference."""
+
+
+class Role(Enum):
+    """What a tensor of a walk is, in canonical names."""
+
+    Q = "q"
+    K = "k"
+    V = "v"
+    O = "o"
+    DQ = "dq"
+    DK = "dk"
+    DV = "dv"
+    DO = "do"
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """One pass along a sequence that carries a state: the unit that all forms consist of.
+
+    Forward, `X[t] = decay X[t-1] + key[t] ⊗ value[t]` and `result[t] = scale ⟨query[t], X[t]⟩`.
+    In reverse, `X[t] = Y[t+1] + scale key[t] ⊗ value[t]`, `result[t] = ⟨query[t], X[t]⟩` and
+    `Y[t] = decay X[t]`. `transposed`: X is the transpose of the recurrence's state.
+    """
+
+    query: Role
+    key: Role
+    value: Role
+    result: Role
+    reverse: bool
+    transposed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """The canonical operands of an outer-product recurrence, as expressions of the inputs."""
+
+    query: sympy.Expr
+    key: sympy.Expr
+    value: sympy.Expr
+    log_decay: sympy.Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """The forms of a recurrence, with the walks of its forward and of its adjoint.
+
+    `refused` says, per form that is not made, why not.
+    """
+
+    recurrence: Recurrence
+    operands: Operands
+    forward: Walk
+    adjoint: tuple[Walk, ...]
+    forms: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]

@@ -1,0 +1,53 @@
+"""The types that `plan` makes: which kernels a form consists of, and the tiles that they work in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flagen.derive.derivation import Derivation
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How much of a walk one program does, for contracted dimensions up to `contracted`.
+
+    Blocks of `rows` tokens, of at most `block` of the contracted dimension and at most `columns` of
+    the other; on `warps` warps, with loads `stages` iterations ahead, or `crowded_stages` where there
+    are several programs per multiprocessor: then two share one.
+    """
+
+    contracted: int
+    rows: int
+    block: int
+    columns: int
+    warps: int
+    stages: int
+    crowded_stages: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TileTable:
+    """The tiles of one kernel, for two-byte and for four-byte elements, by rising `contracted`."""
+
+    kernel: str
+    half: tuple[Tile, ...]
+    single: tuple[Tile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModulePlan:
+    """One generated file: the template of its module and those of its kernels, in order."""
+
+    file: str
+    template: str
+    kernels: tuple[str, ...]
+    tiles: tuple[TileTable, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPlan:
+    """Everything that is decided about an operator before any text exists."""
+
+    derivation: Derivation
+    modules: tuple[ModulePlan, ...]
+    least_segment: int
