@@ -256,7 +256,8 @@ def sample(model: LanguageModel, prompt: Tensor, length: int = 400) -> None:
     """Reads the prompt with the chunk form, then writes with the recurrent form, byte by byte."""
 
     def show(tokens: Tensor) -> str:
-        return bytes(tokens.tolist()).decode("ascii", "replace")
+        characters = bytes(tokens.tolist()).decode("ascii", "replace")
+        return "".join(c if c.isprintable() or c == "\n" else "�" for c in characters)
 
     console.print(show(prompt), style="bold", end="", markup=False)
     tokens, start = prompt, time.perf_counter()
@@ -307,6 +308,8 @@ def main(
         environment = os.environ | ({"TRITON_INTERPRET": "1"} if kernels else {})
         good = subprocess.run(command, env=environment, check=False).returncode == 0
 
+    # More threads gain little on matrices this small, and lose much where the machine is shared.
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     train_data, test_data = (part.to(device) for part in corpus())
     model = LanguageModel().to(device)

@@ -118,6 +118,22 @@ CASES = {
         partial(spec, "S = sigmoid(f) * S + outer((1 - sigmoid(f)) * k, v)"),
         "OUTER_PRODUCT | S: SCALAR -softplus(-f); k x v*(1 - sigmoid(f))",
     ),
+    "one minus a sigmoid": (
+        partial(spec, "S = (1 - sigmoid(f)) * S + outer(k, v)"),
+        "OUTER_PRODUCT | S: SCALAR -softplus(f); k x v",
+    ),
+    "a product that is written as a sum": (
+        partial(spec, "S = (1 - ak - av + ak * av) * S + outer(k, v)"),
+        "OUTER_PRODUCT | S: BOTH log1p(-ak) + log1p(-av); k x v",
+    ),
+    "a product that is written with signs": (
+        partial(spec, "S = -(alpha - 1) * S + outer(k, v)"),
+        "OUTER_PRODUCT | S: SCALAR log1p(-alpha); k x v",
+    ),
+    "keys that differ in sign": (
+        partial(spec, "S = S + outer(k - p, v) + outer(p - k, w)"),
+        "OUTER_PRODUCT | S: NONE 0; k - p x v - w",
+    ),
     "sum of writes": (
         partial(spec, "S = exp(g) * S + outer(k, v) + outer(p, w) + outer(k, c)"),
         "OUTER_PRODUCT | S: SCALAR g; k x c + v; p x w",
@@ -153,7 +169,7 @@ CASES = {
     ),
     "1 - alpha, written as a difference": (
         partial(spec, f"S = S - ak * S; {DELTA}"),
-        "TIED_DELTA | S: KEY log(1 - ak); K post (k, beta*k, beta*v)",
+        "TIED_DELTA | S: KEY log1p(-ak); K post (k, beta*k, beta*v)",
     ),
     "number, post": (
         partial(spec, f"S = 0.9 * S; {DELTA}"),
@@ -219,7 +235,7 @@ CASES = {
             "o = dot(q, W)",
             "m: [K, V], W: [K, V]",
         ),
-        "GENERAL | m: SCALAR None; k x v | W: SCALAR log(1 - alpha); eta <1, m> pre; k x v",
+        "GENERAL | m: SCALAR None; k x v | W: SCALAR log1p(-alpha); eta <1, m> pre; k x v",
     ),
     "two families": (
         partial(
@@ -272,7 +288,7 @@ def test_parts_of_a_decay():
     assert [(axis, str(log)) for axis, log in both.parts] == [("K", "gk"), ("V", "gv")]
     mixed = analyze(spec("S = exp(g) * (1 - ak) * S + outer(k, v)")).states[0].decay
     assert mixed.level is Level.KEY
-    assert [(axis, str(log)) for axis, log in mixed.parts] == [("", "g"), ("K", "log(1 - ak)")]
+    assert [(axis, str(log)) for axis, log in mixed.parts] == [("", "g"), ("K", "log1p(-ak)")]
     assert str(mixed.factor) == "(1 - ak)*exp(g)"
 
 
@@ -596,6 +612,12 @@ HEADLINES = [
         "FG202: `softmax(dot(k, S), V)` is a softmax of the running state `S`",
     ),
     (
+        "S = S + outer(k, v / (beta * (f + 1) - beta * f - beta))",
+        READ,
+        "FG207: `v / (beta * (f + 1) - beta * f - beta)` has no value: it divides by zero or takes "
+        "a logarithm of it",
+    ),
+    (
         "S = S + outer(k, v)",
         "y = exp(dot(q, S)); o = dot(q, outer(k, v) * log(y - y))",
         "FG207: `log(y - y)` has no value: it divides by zero or takes a logarithm of it",
@@ -634,9 +656,10 @@ VALUE_VECTOR = st.one_of(
     st.sampled_from(["v", "w", "-c", "(v - w)", "exp(gv) * c", "tanh(w)", "(1 - av) * v"]),
     st.builds("{} * {}".format, NUMBER, st.sampled_from(["v", "c"])),
 )
-DECAY = st.sampled_from(
-    ["exp(g)", "exp(gk)", "exp(gv)", "exp(gk) * exp(gv)", "alpha", "(1 - ak)", "(1 - alpha * av)"]
-    + ["(1 - ak * av)", "sigmoid(f)", "(1 - sigmoid(f))", "exp(g + gk)", "eta", "0.9", "1"]
+DECAY = st.one_of(
+    st.sampled_from(["exp(g)", "exp(gk)", "exp(gv)", "exp(gk) * exp(gv)", "exp(g + gk)", "0.9"]),
+    st.sampled_from(["alpha", "(1 - ak)", "(1 - alpha * av)", "(1 - ak * av)", "eta", "1"]),
+    st.sampled_from(["sigmoid(f)", "(1 - sigmoid(f))", "(1 + expm1(g))"]),
 )
 STATE = st.sampled_from(["S", "S", "S", "prev(S)"])
 
@@ -762,6 +785,12 @@ def test_the_check_finds_a_wrong_normal_form(name: str, change):
         check(replace(recurrence, states=tuple(map(change, recurrence.states))))
 
 
+def test_the_check_sees_through_roots_of_negative_numbers():
+    recurrence = analyze(spec("S = S + outer(k, v) * sum(sqrt(k), K) * sum(sqrt(v) * sqrt(w), V)"))
+    with pytest.raises(InternalError):
+        check(replace(recurrence, states=tuple(map(_other_write, recurrence.states))))
+
+
 def test_the_check_finds_a_wrong_output():
     recurrence = analyze(CASES["gla"][0]())
     for change in ({"updated": False}, {"query": symbol("k")}, {"coefficient": symbol("K")}):
@@ -778,6 +807,17 @@ def test_axes_of_an_expression():
     assert axes_of(q * sympy.exp(g), axes) == {"T", "H", "K"}
     assert axes_of(Contract(q * v, "K") / size, axes) == {"T", "H", "V"}
     assert axes_of(sympy.Integer(2), axes) == frozenset()
+
+
+def test_axes_that_cancel():
+    """`k / k` is 1, but still varies over K by name: the sum over it counts K ones."""
+    recurrence = analyze(
+        spec("S = S + outer(k, v)", "o = dot(k / k, S) + dot(p / p, k - k + q) * v")
+    )
+    assert [str(read.query) for read in recurrence.reads] == ["1"]
+    assert str(recurrence.rest) == "v*sum(q, K)"
+    counted = analyze(spec("S = S + outer(k, v)", "o = dot(q, S) + dot(k / k, q / q) * v"))
+    assert str(counted.rest) == "v*sum(1, K)"
 
 
 def test_names_of_sympy_are_plain_symbols():

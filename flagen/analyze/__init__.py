@@ -12,6 +12,7 @@ import sympy
 
 from flagen.analyze.bounds import Interval, bounds
 from flagen.analyze.families import classify, joint_family
+from flagen.analyze.functions import log1p
 from flagen.analyze.meaning import check
 from flagen.analyze.normal_form import NormalForm, constant_value, normal_form
 from flagen.analyze.operands import operands
@@ -94,11 +95,16 @@ def _obligations(decays: tuple[Decay, ...], domains: dict[str, Interval]) -> tup
     """What the chunk forms rely on: decays are positive, and their logarithms at most 0."""
     words = []
     for log in (log for decay in decays for _, log in decay.parts):
-        for each in sorted(log.atoms(sympy.log), key=str):
-            if bounds(each.args[0], domains)[0] <= 0 and not each.args[0].is_positive:
-                words.append(f"{each.args[0]} > 0")
+        for each in map(_argument, sorted(log.atoms(sympy.log, log1p), key=str)):
+            if bounds(each, domains)[0] <= 0 and not each.is_positive:
+                words.append(f"{each} > 0")
         if bounds(log, {})[1] > 0:
-            limit = f"{log.args[0]} <= 1" if isinstance(log, sympy.log) else f"{log} <= 0"
+            is_log = isinstance(log, sympy.log | log1p)
+            limit = f"{_argument(log)} <= 1" if is_log else f"{log} <= 0"
             proved = bounds(log, domains)[1] <= 0
             words.append(limit if proved else f"{limit} (no declared domain says so)")
     return tuple(dict.fromkeys(words))
+
+
+def _argument(log: sympy.Expr) -> sympy.Expr:
+    return 1 + log.args[0] if isinstance(log, log1p) else log.args[0]

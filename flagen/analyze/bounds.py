@@ -8,7 +8,7 @@ from itertools import product
 
 import sympy
 
-from flagen.analyze.functions import relu, sigmoid, softplus
+from flagen.analyze.functions import expm1, log1p, relu, sigmoid, softplus
 
 Interval = tuple[float, float]
 UNKNOWN: Interval = (-math.inf, math.inf)
@@ -21,7 +21,9 @@ def _exp(x: float) -> float:
 # Functions that grow everywhere: the bounds of the result are those of the argument, mapped.
 _MONOTONE: dict[type, Callable[[float], float]] = {
     sympy.exp: _exp,
+    expm1: lambda x: _exp(x) - 1,
     sympy.log: lambda x: -math.inf if x <= 0 else math.log(x),
+    log1p: lambda x: -math.inf if x <= -1 else math.log1p(x),
     sympy.tanh: math.tanh,
     sigmoid: lambda x: 0.0 if x < -700 else 1 / (1 + math.exp(-x)),
     softplus: lambda x: x if x > 30 else math.log1p(math.exp(x)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy
 
 from flagen.analyze.bounds import UNKNOWN, Interval, bounds
-from flagen.analyze.functions import sigmoid, softplus
+from flagen.analyze.functions import log1p, sigmoid, softplus
 from flagen.analyze.linear import Axes, factored, factors
 from flagen.analyze.recurrence import Decay, Level, axes_of, feature_axes
 
@@ -17,14 +17,8 @@ def separate(
 
     None if it does not factor: then it truly varies over both axes, as in 1 - alpha * beta.
     """
-    return _separate(expression, state, axes) or _separate(factored(expression), state, axes)
-
-
-def _separate(
-    product: sympy.Expr, state: tuple[str, ...], axes: Axes
-) -> dict[str, sympy.Expr] | None:
     parts = {"": sympy.S.One, **dict.fromkeys(state, sympy.S.One)}
-    for factor in factors(product):
+    for factor in factors(expression):
         over = sorted(feature_axes(factor, axes))
         if len(over) > 1:
             return None
@@ -40,7 +34,7 @@ def decay_of(
     The logarithm is taken of each factor by itself, so that exp(g) gives back g, and only where
     the domains prove that the factor is not negative.
     """
-    factor = factored(factor)
+    factor = _positive(factored(factor), domains)
     separated = separate(factor, state, axes)
     level = Level.DENSE if separated is None else _level(factor, separated, state, axes)
     logs = [(axis, logarithm(part, domains)) for axis, part in (separated or {"": factor}).items()]
@@ -50,6 +44,15 @@ def decay_of(
     log = sympy.Add(*(log for _, log in parts))
     kept = () if separated is None else parts
     return Decay(level, factor, log, kept, bounds(log, domains))
+
+
+def _positive(product: sympy.Expr, domains: dict[str, Interval]) -> sympy.Expr:
+    """`product` with signs turned where they cancel: (a - 1)(b - 1) = (1 - a)(1 - b)."""
+    parts = factors(product)
+    negative = [part for part in parts if bounds(part, domains)[1] <= 0]
+    if not negative or len(negative) % 2:
+        return product
+    return sympy.Mul(*(-part if part in negative else part for part in parts))
 
 
 def _level(
@@ -79,6 +82,8 @@ def logarithm(product: sympy.Expr, domains: dict[str, Interval]) -> sympy.Expr |
             return None
         elif isinstance(factor, sympy.Pow) and bounds(factor.base, domains)[0] >= 0:
             logs.append(factor.exp * sympy.log(factor.base))
+        elif isinstance(factor, sympy.Add) and factor.args[0] == 1:  # 1 - alpha for a small alpha
+            logs.append(log1p(factor - 1))
         else:
             logs.append(sympy.log(factor))
     return sympy.Add(*logs)

@@ -41,6 +41,22 @@ class softplus(_Pointwise):
         return sigmoid(self.args[0])
 
 
+class log1p(_Pointwise):
+    """log(1 + x), exact for small x."""
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        """The derivative."""
+        return 1 / (1 + self.args[0])
+
+
+class expm1(_Pointwise):
+    """exp(x) - 1, exact for small x."""
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        """The derivative."""
+        return sympy.exp(self.args[0])
+
+
 class silu(_Pointwise):
     """x sigmoid(x)."""
 
@@ -69,9 +85,9 @@ def _sigmoid(x: Any) -> Any:
 # name in the spec: (SymPy, NumPy)
 POINTWISE: dict[str, tuple[Callable[..., sympy.Expr], Callable[..., Any]]] = {
     "exp": (sympy.exp, np.exp),
-    "expm1": (lambda x: sympy.exp(x) - 1, np.expm1),
+    "expm1": (expm1, np.expm1),
     "log": (sympy.log, np.log),
-    "log1p": (lambda x: sympy.log(1 + x), np.log1p),
+    "log1p": (log1p, np.log1p),
     "sqrt": (sympy.sqrt, np.sqrt),
     "rsqrt": (lambda x: 1 / sympy.sqrt(x), lambda x: 1 / np.sqrt(x)),
     "square": (lambda x: x**2, np.square),
@@ -98,6 +114,8 @@ NUMPY_OF: dict[type, Callable[..., Any]] = {
     sympy.Min: lambda *xs: reduce(np.minimum, xs),
     sigmoid: _sigmoid,
     softplus: _softplus,
+    log1p: np.log1p,
+    expm1: np.expm1,
     silu: lambda x: x * _sigmoid(x),
     relu: lambda x: np.maximum(x, 0.0),
 }

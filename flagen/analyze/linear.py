@@ -8,7 +8,7 @@ from math import prod
 
 import sympy
 
-from flagen.analyze.recurrence import Contract, axes_of, feature_axes
+from flagen.analyze.recurrence import Contract, axes_of
 
 Axes = Mapping[str, tuple[str, ...]]
 
@@ -64,12 +64,6 @@ def collect(terms: Iterable[tuple[Atom | None, sympy.Expr]]) -> Affine:
 def constant(value: sympy.Expr) -> Affine:
     """A value that touches no state."""
     return collect([(None, value)])
-
-
-def features_of(value: Affine, axes: Axes) -> frozenset[str]:
-    """The feature axes over which `value` varies."""
-    parts = [feature_axes(coefficient, axes) for _, coefficient in value.terms]
-    return frozenset().union(*parts, *(atom.axes for atom in value.atoms))
 
 
 def expanded(expression: sympy.Expr) -> sympy.Expr:

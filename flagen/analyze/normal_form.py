@@ -21,11 +21,10 @@ from flagen.analyze.linear import (
     collect,
     constant,
     contract,
-    features_of,
     pull_out,
 )
 from flagen.analyze.mistakes import Mistake
-from flagen.analyze.recurrence import Contract, output_heads, symbol
+from flagen.analyze.recurrence import Contract, is_feature, output_heads, symbol
 from flagen.diagnostics import Diagnostic, FlagenError, in_file_order
 from flagen.parse.spec import Apply, Expression, Number, Spec, Statement, Symbol
 
@@ -85,6 +84,10 @@ class _Step:
             self.axes |= {axis: () for tensor in spec.inputs for axis in tensor.axes}  # its size
             self.axes |= {tensor.name: tensor.axes for tensor in spec.inputs}
             self.batch = ("T", *output_heads(spec))
+        self.features = {
+            name: frozenset(filter(is_feature, axes))
+            for name, axes in (self.axes | self.states).items()
+        }
         self.before = {name: self._whole(name, updated=False) for name in self.states}
         self.values: dict[str, Affine | None] = dict(self.before)
         self.reads: dict[Atom, sympy.Symbol] = {}
@@ -101,6 +104,7 @@ class _Step:
 
     def execute(self, statement: Statement) -> None:
         """Run one assignment. A mistake is kept, and poisons the later uses of the target."""
+        self.features.setdefault(statement.target, self.features_of(statement.value))
         try:
             self.values[statement.target] = self.evaluate(statement.value)
         except Mistake as mistake:
@@ -145,7 +149,7 @@ class _Step:
             case (("*" | "outer"), [left, right]):
                 return self.product(expression, left, right)
             case "dot", [left, right]:
-                shared = features_of(left, self.axes) & features_of(right, self.axes)
+                shared = frozenset.intersection(*map(self.features_of, expression.args))
                 return self.contracted(expression, self.product(expression, left, right), shared)
             case "/", [left, right]:
                 return self.quotient(expression, left, right)
@@ -155,6 +159,19 @@ class _Step:
         if made.has(sympy.zoo, sympy.nan, sympy.oo, -sympy.oo):
             raise mistakes.no_number(expression)
         return constant(made)
+
+    def features_of(self, expression: Expression) -> frozenset[str]:
+        """The feature axes of an expression as written, also where terms cancel: of `k / k`, K."""
+        if isinstance(expression, Symbol):
+            return self.features.get(expression.name, frozenset())
+        if not isinstance(expression, Apply):
+            return frozenset()
+        if expression.op in ("sum", "mean"):
+            operand, axis = expression.args
+            return self.features_of(operand) - {axis.name if isinstance(axis, Symbol) else ""}
+        parts = [self.features_of(argument) for argument in expression.args]
+        shared = frozenset.intersection(*parts) if expression.op == "dot" else frozenset()
+        return frozenset().union(*parts) - shared
 
     def quotient(self, expression: Apply, left: Affine, right: Affine) -> Affine:
         """A quotient; a divisor that touches a state makes the output an epilogue."""
@@ -230,7 +247,7 @@ class _Step:
         """The symbol that stands for a read, the same for the same read."""
         if atom not in self.reads:
             names = (f"read_{n}" for n in count(len(self.reads)))
-            name = next(name for name in names if name not in self.axes)
+            name = next(name for name in names if name not in self.features)
             self.reads[atom] = symbol(name)
             self.axes[name] = (*self.batch, *atom.axes)
         return self.reads[atom]

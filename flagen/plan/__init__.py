@@ -14,12 +14,12 @@ __all__ = ["KernelPlan", "plan"]
 FORWARD = TileTable(
     "fwd",
     half=(Tile(128, 64, 128, 32, 4, 3), Tile(256, 64, 256, 32, 8, 2)),
-    single=(Tile(64, 32, 64, 32, 4, 1), Tile(256, 32, 128, 32, 4, 1)),
+    single=(Tile(64, 32, 64, 64, 8, 1), Tile(256, 16, 128, 32, 8, 1)),
 )
 BACKWARD = TileTable(
     "bwd",
     half=(Tile(128, 64, 128, 64, 4, 3, crowded_stages=2), Tile(256, 64, 256, 32, 8, 2)),
-    single=(Tile(64, 32, 64, 32, 4, 1), Tile(256, 32, 128, 32, 4, 1)),
+    single=(Tile(64, 32, 64, 64, 8, 1), Tile(256, 16, 128, 32, 8, 1)),
 )
 SUM = TileTable(
     "sum",
@@ -29,10 +29,10 @@ SUM = TileTable(
 PARALLEL = TileTable(
     "parallel",
     half=(Tile(128, 64, 128, 64, 4, 2), Tile(256, 64, 256, 32, 4, 2)),
-    single=(Tile(64, 32, 64, 32, 4, 1), Tile(256, 32, 128, 32, 4, 1)),
+    single=(Tile(64, 32, 64, 64, 8, 1), Tile(256, 16, 128, 32, 8, 1)),
 )
 
-LEAST_SEGMENT = 256
+LEAST_SEGMENT = 1024
 """Tokens below which a segment is not worth the state that it enters with."""
 
 _CHUNK = ModulePlan(

@@ -60,7 +60,7 @@ def decay_lines(name: str, level: Level) -> DecayLines:
         return DecayLines(
             parameter="b_g, ",
             argument=f"{name}_log2_decay(i_h, H), ",
-            before_loop=Block.of(f"# [BT, BT]\n{masked}"),
+            before_loop=Block.of(f"b_g = b_g.to(tl.float32)\n# [BT, BT]\n{masked}"),
             in_loop=Block.of(
                 "b_G = tl.minimum(o_t + 1, n) * b_g\n"
                 "b_G_n = n * b_g\n"
@@ -68,22 +68,23 @@ def decay_lines(name: str, level: Level) -> DecayLines:
                 "b_write = tl.exp2(tl.where(reverse, b_G, b_G_n - b_G)) * scale_write"
             ),
             state="b_h * tl.exp2(b_G_n) + ",
-            scan_before_loop=Block.of(f"b_g = {name}_log2_decay(i_h, H)"),
+            scan_before_loop=Block.of(f"b_g = {name}_log2_decay(i_h, H).to(tl.float32)"),
             scan_state="b_h * tl.exp2(tl.minimum(L, n_t - i_l * L) * b_g) + ",
             step_before_loop=Block.of(
-                "decay_before = tl.exp2(tl.where(adjoint, 0.0, b_g))\n"
-                "decay_after = tl.exp2(tl.where(adjoint, b_g, 0.0))"
+                "# rounded once: an error here grows with every step\n"
+                "decay_before = tl.exp2(tl.where(adjoint, 0.0, b_g)).to(tl.float32)\n"
+                "decay_after = tl.exp2(tl.where(adjoint, b_g, 0.0)).to(tl.float32)"
             ),
             step_before="decay_before * ",
             step_after=Block.of("b_h *= decay_after"),
             parallel_columns=Block.of(
-                "# from column to the nearest row of the block\n"
+                "# from the column to the nearest row of the block\n"
                 "o_s = tl.where(reverse, r_c + o_t - (BT - 1), -r_c - o_t)\n"
-                "b_A *= tl.exp2(o_s * b_g)[None, :]"
+                "b_A *= tl.exp2(o_s * b_g.to(tl.float32))[None, :]"
             ),
             parallel_rows=Block.of(
-                "o_r = tl.where(reverse, BT - 1 - o_t, o_t)\nb_o *= tl.exp2(o_r * b_g)[:, None]"
+                "o_r = tl.where(reverse, BT - 1 - o_t, o_t)\nb_o *= tl.exp2(o_r * b_g.to(tl.float32))[:, None]"
             ),
-            parallel_diagonal=Block.of(masked),
+            parallel_diagonal=Block.of(masked.replace("b_g", "b_g.to(tl.float32)")),
         )
     raise NotImplementedError(f"no kernel lines for a decay that is {level.value}")

@@ -84,11 +84,15 @@ def _header(spec: Spec | None, body: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+_LINT = ["check", "--select", "I,F401,RUF022", "--fix", "--quiet"]
+_STYLE = ["format", "--quiet", "--config", "format.skip-magic-trailing-comma=true"]
+
+
 def _format(text: str, path: str) -> str:
     """`text` in the style of ruff, whose version is pinned so that builds are the same everywhere."""
     command = [sys.executable, "-m", "ruff"]
     options = ["--isolated", "--line-length", "100", "--stdin-filename", path, "-"]
-    for arguments in (["check", "--select", "I,F401,RUF022", "--fix", "--quiet"], ["format", "--quiet"]):
+    for arguments in (_LINT, _STYLE):
         done = subprocess.run([*command, *arguments, *options], input=text, capture_output=True, text=True)
         if done.returncode != 0:
             raise ValueError(f"{path}: {done.stderr or done.stdout}")
