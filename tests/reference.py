@@ -89,10 +89,12 @@ def run(
     outputs = {"o": (o, x["do"].to(o.dtype))}
     if ht is not None:
         outputs["ht"] = (ht, x["dht"].to(ht.dtype))
-    wanted = [outputs[name] for name in losses if name in outputs]
-    grads = torch.autograd.grad(
-        [y for y, _ in wanted], list(leaves.values()), [dy for _, dy in wanted], allow_unused=True
-    )
+    # without a token, a result may depend on nothing
+    wanted = [outputs[n] for n in losses if n in outputs and outputs[n][0].requires_grad]
+    grads: tuple[torch.Tensor | None, ...] = (None,) * len(names)
+    if wanted:
+        loss, weight = zip(*wanted, strict=True)
+        grads = torch.autograd.grad(loss, list(leaves.values()), weight, allow_unused=True)
     result = {name: y.detach() for name, (y, _) in outputs.items()}
     for name, leaf, grad in zip(names, leaves.values(), grads, strict=True):
         result[f"d{name}"] = torch.zeros_like(leaf) if grad is None else grad
