@@ -162,7 +162,11 @@ def compiled(
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     made = triton.compile(source, target=TARGETS[target], options=options)
     text = made.asm["ttgir"]
-    registers, stack = _resources(made.asm["cubin"]) if "cubin" in made.asm else (0, 0)
+    registers, stack = (
+        _resources(made.asm["cubin"])
+        if "cubin" in made.asm
+        else (_amd(made.asm["amdgcn"], "vgpr_count"), _amd(made.asm["amdgcn"], "private_segment"))
+    )
     return Report(
         kernel.__name__,
         _described(kernel, arguments),
@@ -176,15 +180,12 @@ def compiled(
     )
 
 
-def compile_text(kernel: JITFunction, signature: dict[str, str], constants: dict[str, Any]) -> str:
-    """The TTGIR of a kernel for sm_90, with four warps and three stages; pointers are aligned."""
-    place = {name: (i,) for i, name in enumerate(kernel.arg_names)}
-    aligned = {place[n]: [["tt.divisibility", 16]] for n, t in signature.items() if t[0] == "*"}
-    source = ASTSource(
-        kernel, signature, constexprs={place[n]: c for n, c in constants.items()}, attrs=aligned
-    )
-    options = {"num_warps": 4, "num_stages": 3}
-    return triton.compile(source, target=TARGETS["sm_90"], options=options).asm["ttgir"]
+def planted(name: str) -> list[Hazard]:
+    """The hazards of a kernel of `planted`, for sm_90 with four warps and three stages."""
+    kernel = getattr(importlib.import_module("planted"), name)
+    arguments = {n: torch.empty(0, dtype=torch.bfloat16) for n in kernel.arg_names}
+    arguments |= {"c": torch.empty(0), "s": torch.empty(0), "n": 1000, "B": 64}
+    return list(compiled(kernel, arguments, {"num_warps": 4, "num_stages": 3}, "sm_90").hazards)
 
 
 def _described(kernel: JITFunction, arguments: dict[str, Any]) -> str:
@@ -216,3 +217,11 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         raise ValueError(f"cuobjdump -res-usage printed {text!r}")
     registers, stack, local = map(int, found.groups())
     return registers, max(stack, local)
+
+
+def _amd(assembly: str, what: str) -> int:
+    """The number that the metadata of an AMD kernel has under a name that begins with `what`."""
+    found = re.search(rf"\.{what}\w*: +(\d+)", assembly)
+    if found is None:
+        raise ValueError(f"no .{what} in the assembly")
+    return int(found[1])

@@ -59,7 +59,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 SHAPES = [
     Shape(2, 0, 2, 3, 1),
     Shape(2, 1, 3, 24, 16),
-    Shape(1, 15, 2, 1, 3),
+    Shape(4, 15, 2, 1, 3),
     Shape(2, 63, 2, 16, 24),
     Shape(1, 64, 1, 40, 16),
     Shape(2, 65, 2, 24, 40),
