@@ -1,7 +1,8 @@
 """Every error code: its title, what it means and how to fix it, for `flagen explain CODE`.
 
 FG0xx: the file cannot be read. FG1xx: the spec says something that has no meaning. FG2xx: the
-recurrence has no normal form. FG3xx: a form that was asked for does not exist.
+recurrence has no normal form. FG3xx: a form that was asked for does not exist. FG4xx: a build would
+overwrite what it must not.
 """
 
 from __future__ import annotations
@@ -256,4 +257,98 @@ PARSING = {
     ),
 }
 
-CODES: dict[str, Code] = {**LOADING, **PARSING}
+ANALYZING = {
+    "FG201": Code(
+        "quadratic in the state",
+        "An update multiplies two expressions that both hold a state, as in `S * dot(k, S)`. Every "
+        "form rests on updates that are affine in the state, because affine maps compose: that is "
+        "what lets a chunk, a segment or a GPU be summarised and joined to the next.",
+        "Replace one of the factors by an input, or form the product in the output, of reads.",
+    ),
+    "FG202": Code(
+        "nonlinear in the state",
+        "An update applies a nonlinear function to a running state, or divides by it, as in "
+        "`sigmoid(dot(k, S))`. Such a recurrence has no exact parallel form: each token would have "
+        "to wait for the one before it.",
+        "Apply the function to inputs, or to a read in the output.",
+    ),
+    "FG203": Code(
+        "frozen state",
+        "`frozen(S)` is the state at the start of the chunk. Updates that are nonlinear in a "
+        "frozen state (test-time training) form a family of their own, which is not generated yet.",
+        "Use `prev(S)`, the state before the step, in an update that is affine in it.",
+    ),
+    "FG204": Code(
+        "two passes",
+        "The output reads a state with something that is made of another read, or takes a softmax "
+        "of a read. Then all of the first read must be known before the second pass can begin. "
+        "Recurrences of two passes are not generated yet.",
+        "Write one spec per pass; the output of the first, with what comes in between, is an input "
+        "of the second.",
+    ),
+    "FG205": Code(
+        "bilinear read",
+        "An update contracts both axes of a state, as in `dot(v, dot(k, S))`: a number that "
+        "depends on the whole state. No family has such a transition.",
+        "Contract one axis in the update. An output may contract the other one too.",
+    ),
+    "FG206": Code(
+        "matrix used as a whole",
+        "The output applies a nonlinear function to a state with two axes, as in `exp(S)`. Outputs "
+        "see such a state through reads, which contract one of its axes.",
+        "Read the state first: `dot(q, S)`.",
+    ),
+    "FG207": Code(
+        "division by zero",
+        "A divisor is zero whatever the inputs are, because its terms cancel, or a logarithm is "
+        "taken of such an expression.",
+        "Check the signs in the divisor.",
+    ),
+    "FG208": Code(
+        "softmax inside a recurrence",
+        "A softmax of inputs is a pass over an axis of its own and is not generated yet.",
+        "Apply the softmax to the input before the call.",
+    ),
+}
+
+DERIVING = {
+    "FG301": Code(
+        "no kernels for this recurrence",
+        "The spec is right and its recurrence was recognised, but flagen has no templates yet for "
+        "its family, its decay or its output. Nothing falls back to a slower form in silence.",
+        "`flagen explain SPEC` shows what was recognised and which part is not covered.",
+    ),
+    "FG302": Code(
+        "form not possible",
+        "`forms` asks for a form that this recurrence does not have: the mathematics rules it out, "
+        "or flagen has no kernels for it.",
+        "Remove the form from `forms`, or leave the key out to get every form that exists.",
+    ),
+}
+
+BUILDING = {
+    "FG401": Code(
+        "file and name differ",
+        "A spec's file is called like its operator: `retention` lies in retention.yaml. Otherwise "
+        "a copied spec whose `name` was forgotten would overwrite the operator it was copied from.",
+        "Rename the file, or correct `name`.",
+    ),
+    "FG402": Code(
+        "two specs of one name",
+        "Two of the specs to build have the same `name`, so they would write the same files.",
+        "Rename one, or write it elsewhere with `-o DIR`.",
+    ),
+    "FG403": Code(
+        "edited by hand",
+        "A generated file was changed after flagen wrote it: the digest in its header does not fit "
+        "its text. `flagen build` leaves such a file, and the rest of its operator, alone.",
+        "Move the change to the spec or the template; `flagen build --force` then overwrites it.",
+    ),
+    "FG404": Code(
+        "not a generated file",
+        "A file that flagen did not write lies where a generated one belongs.",
+        "Move it away, or write elsewhere with `-o DIR`; `flagen build --force` overwrites it.",
+    ),
+}
+
+CODES: dict[str, Code] = {**LOADING, **PARSING, **ANALYZING, **DERIVING, **BUILDING}

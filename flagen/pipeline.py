@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from flagen.plan.kernel_plan import KernelPlan
     from flagen.render.finish import GeneratedFile
 
+STAGES = ("load", "parse", "analyze", "derive", "plan", "render")
+
 StageHook = Callable[[str, Any, float], None]
 """Called after each stage with its name, its result and its seconds."""
 
@@ -41,26 +43,39 @@ class Pipeline:
     hook: StageHook | None = None
 
     def __call__(self, spec: str | Path | Mapping[str, Any]) -> Compilation:
-        """Compile a spec: its path, or the spec itself as Python data.
+        """Compile a spec: its path, its text (a string of several lines), or its content as data.
 
-        Raises FlagenError with all mistakes of the first stage that finds any, and InternalError
-        where flagen is at fault.
+        Raises FlagenError with all mistakes of the first stage that finds any, InternalError where
+        flagen is at fault, and TypeError for data that no spec could hold.
         """
-        from flagen.analyze import analyze
-        from flagen.derive import derive
-        from flagen.load import load, load_data
-        from flagen.parse import parse
         from flagen.plan import plan
         from flagen.render import render
 
-        name = "<data>" if isinstance(spec, Mapping) else str(spec)
-        source = self._stage("load", load_data if isinstance(spec, Mapping) else load, spec, name)
-        parsed = self._stage("parse", parse, source, name)
-        recurrence = self._stage("analyze", analyze, parsed, name)
-        derivation = self._stage("derive", derive, recurrence, name)
+        recurrence = self.recognise(spec)
+        derivation = self.derive(recurrence)
+        name = recurrence.spec.source.path
         kernels = self._stage("plan", plan, derivation, name)
         files = self._stage("render", render, kernels, name)
-        return Compilation(source, parsed, recurrence, derivation, kernels, files)
+        parsed = recurrence.spec
+        return Compilation(parsed.source, parsed, recurrence, derivation, kernels, files)
+
+    def recognise(self, spec: str | Path | Mapping[str, Any]) -> Recurrence:
+        """The first half: what a spec means, whether or not kernels exist for it. Raises likewise."""
+        from flagen.analyze import analyze
+        from flagen.parse import parse
+
+        source = self._stage("load", _load, spec, _name(spec))
+        parsed = self._stage("parse", parse, source, source.path)
+        recurrence: Recurrence = self._stage("analyze", analyze, parsed, source.path)
+        return recurrence
+
+    def derive(self, recurrence: Recurrence) -> Derivation:
+        """The forms of a recurrence. Raises FlagenError where there are none."""
+        from flagen.derive import derive
+
+        name = recurrence.spec.source.path
+        derivation: Derivation = self._stage("derive", derive, recurrence, name)
+        return derivation
 
     def _stage(self, stage: str, run: Callable[[Any], Any], value: Any, spec: str) -> Any:
         start = time.perf_counter()
@@ -69,7 +84,22 @@ class Pipeline:
         except (FlagenError, InternalError):
             raise
         except Exception as error:
+            if stage == "load" and isinstance(error, TypeError):  # of the caller's data
+                raise
             raise InternalError(f"{stage} failed on {spec}; this is a mistake in flagen") from error
         if self.hook:
             self.hook(stage, result, time.perf_counter() - start)
         return result
+
+
+def _load(spec: str | Path | Mapping[str, Any]) -> Source:
+    from flagen.load import load, load_data, load_text
+
+    if isinstance(spec, str) and "\n" in spec:
+        return load_text(spec)
+    return load(spec) if isinstance(spec, str | Path) else load_data(spec)
+
+
+def _name(spec: str | Path | Mapping[str, Any]) -> str:
+    one_line = isinstance(spec, Path) or (isinstance(spec, str) and "\n" not in spec)
+    return str(spec) if one_line else "the spec"

@@ -1,13 +1,13 @@
 """A static check of Triton's GPU dialect (TTGIR) for one hazard of pipelined loops.
 
-A loop that is pipelined keeps tiles in shared memory, in a ring of slots: an asynchronous copy fills
-a slot for a coming iteration while matrix units read another. On Hopper the matrix units read on after
-their instruction was issued, until a wait. Where a copy may go to the slot that an unwaited product is
-reading, the product may see the wrong tile.
+A loop that is pipelined keeps tiles in shared memory, in a ring of slots: an asynchronous copy
+fills a slot for a coming iteration while matrix units read another. On Hopper these read on after
+their instruction was issued, until a wait. Where a copy may go to the slot that an unwaited product
+is reading, the product may see the wrong tile.
 
-In iteration i a product reads slot i, and a copy fills slot i + ahead, both modulo the number of slots;
-`ahead` is the number of copies that were issued before the loop. A product issued `age` iterations
-ago reads slot i - age. So the slots of the copy and of the product differ if ahead + age < slots.
+In iteration i a product reads slot i, and a copy fills slot i + ahead, both modulo the number of
+slots; `ahead` is the number of copies that were issued before the loop. A product issued `age`
+iterations ago reads slot i - age. So the slots of the copy and of the product differ if ahead + age < slots.
 """
 
 from __future__ import annotations

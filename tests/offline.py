@@ -1,8 +1,8 @@
 """Kernels compiled for a GPU that is not there; runs in a process without Triton's interpreter.
 
-`launches` calls a public function on tensors without memory and notes what it launches, so that what
-is compiled is what a launcher picks: tiles, warps, stages and specialisations. `compiled` compiles one
-launch and reads off what it needs and how it was made.
+`launches` calls a public function on tensors without memory and notes what it launches, so that
+what is compiled is what a launcher picks: tiles, warps, stages and specialisations. `compiled`
+compiles one launch and reads off what it needs and how it was made.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Report:
-    """What a compiled kernel needs: bytes of shared memory and of stack, registers, instructions."""
+    """What a compiled kernel needs: bytes of shared memory and stack, registers, instructions."""
 
     kernel: str
     tiles: str
@@ -89,7 +89,7 @@ def reports(request: Request) -> list[Report]:
 
 
 def launches(request: Request) -> list[tuple[JITFunction, dict[str, Any], dict[str, Any]]]:
-    """The kernels that a forward and backward of `request` launches, their arguments and options."""
+    """The kernels of a forward and backward of `request`, their arguments and options."""
     found: list[tuple[JITFunction, dict[str, Any], dict[str, Any]]] = []
 
     def note(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:

@@ -1,13 +1,14 @@
 """Retention's kernels at small, ragged shapes: every form and every gradient against float64.
 
 Without a GPU they run in Triton's interpreter, which is slow token by token: the recurrent form has
-shapes of its own. The interpreter has its limits with bfloat16: its `tl.dot` takes none, and its stores
-truncate. So bfloat16 has one test here, and its own tests on a GPU.
+shapes of its own. The interpreter has its limits with bfloat16: its `tl.dot` takes none, and its
+stores truncate. So bfloat16 has one test here, and its own tests on a GPU.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -208,7 +209,7 @@ def test_old_name_of_state_v_first(device: torch.device) -> None:
 
 
 def test_bfloat16(device: torch.device) -> None:
-    """Within twice the unit roundoff, not once: the interpreter's stores truncate and do not round."""
+    """Within twice the unit roundoff, not once: the interpreter's stores truncate."""
     shape = Shape(1, 70, 2, 16, 24)
     exact, _ = references(shape, torch.bfloat16, device)
     actual = run(chunk_retention, make(shape, torch.bfloat16, device))
@@ -237,7 +238,7 @@ def test_strides(form: str, device: torch.device) -> None:
 @pytest.mark.parametrize("form", WITH_STATE)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_dtype_of_initial_state(form: str, dtype: torch.dtype, device: torch.device) -> None:
-    """A state may have any floating dtype: its gradient has the same, the final state is float32."""
+    """A state may have any floating dtype: its gradient has it too; the final state is float32."""
     x = make(Shape(1, 5, 1, 16, 8), torch.float32, device)
     x["initial_state"] = x["initial_state"].to(dtype)
     exact = run(naive_retention, cast(x, torch.float64))
@@ -273,7 +274,7 @@ def test_packed_is_each_alone(form: str, device: torch.device) -> None:
     state = form != "parallel"
     x = make(Shape(1, bounds[-1], 1, 16, 8, bounds), torch.float32, device)
     packed = run(FORMS[form], x, state=state)
-    for n, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for n, (start, end) in enumerate(pairwise(bounds)):
         rows = slice(start, end)
         part = {name: x[name][:, rows] for name in ("q", "k", "v", "do")}
         part |= {name: x[name][n : n + 1] for name in ("initial_state", "dht")}

@@ -1,4 +1,4 @@
-"""Every generated kernel compiled for GPUs that are not there, with the tiles that its launcher picks.
+"""Every generated kernel compiled for GPUs that are not there, with its launcher's tiles.
 
 It compiles, its tiles fit in shared memory, registers do not spill beyond a limit, the matrix units
 and asynchronous copies are used, and no loop has the hazard of `hazards`.
@@ -42,7 +42,7 @@ CASES = [
 
 # Bytes per thread that registers may spill to memory, in bfloat16 and float16. On Hopper products
 # accumulate in registers alone, so a walk over chunks of 128 is at the limit of 255 registers.
-SPILL = {"sm_90": 256, "sm_80": 2304, "gfx942": 4096}
+SPILL = {"sm_90": 384, "sm_80": 2304, "gfx942": 4096}
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,9 @@ def test_compiles(form: str, target: str, dtype: str, D: int, worker: ProcessPoo
             assert r.stack <= SPILL[target], r
         if form == "fused_recurrent" or "scan" in r.kernel:
             continue
-        if dtype == "float32":
-            assert r.wgmma == 0, f"float32 is not quietly multiplied in TF32: {r}"
+        if dtype == "float32" and target != "gfx942":
+            # every product of float32 is three of TF32, which is what tensor cores take
+            assert (r.wgmma + r.mma) % 3 == 0 < r.wgmma + r.mma, f"quietly in TF32: {r}"
         elif target == "sm_90":
             assert r.wgmma > 0, f"a product does not use the matrix unit of Hopper: {r}"
             assert r.mma == 0, r

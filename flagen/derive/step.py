@@ -1,0 +1,269 @@
+"""One token's step as a program: assignments over tiles with named axes, built from the statements.
+
+A `Step` is what the token-level kernels compute. Its inputs are a token's inputs and the states
+before the step, its results the states after the step and the output. Time and heads are gone: one
+program sees one token of one head, so the axes of a node are the features that its value varies over.
+
+`StepBuilder` makes each value once: what two statements share is computed once, and so is what the
+adjoint shares with its forward (`step_adjoint`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from flagen.analyze.recurrence import is_feature
+from flagen.parse.spec import Apply, Expression, Number, Spec, Symbol
+
+ARITHMETIC = ("+", "-", "*", "/", "neg")
+LEAVES = ("input", "number", "size")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One value. Its operands are earlier nodes; `axes` are in the order of the program.
+
+    `op` is an operator, a pointwise function, or one of
+    - "input": `detail` is its name; "number": `detail` is its value; "size": of the axis `detail`;
+    - "sum": over the axis `detail`; "expand": the operand, which varies over some of `axes`.
+    """
+
+    op: str
+    args: tuple[int, ...] = ()
+    axes: tuple[str, ...] = ()
+    detail: str | Fraction = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """That node `node` is the value of `target`, by the statement `text`."""
+
+    node: int
+    target: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A program: nodes in an order in which they can be computed, and which of them are results."""
+
+    nodes: tuple[Node, ...]
+    results: tuple[tuple[str, int], ...]
+    labels: tuple[Label, ...]
+    order: tuple[str, ...]  # of axes
+
+    def of(self, *names: str) -> Step:
+        """The part of the program that computes the results `names`."""
+        return pruned(self, [(name, node) for name, node in self.results if name in names])
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of its inputs, in the order of their first use."""
+        return tuple(str(node.detail) for node in self.nodes if node.op == "input")
+
+    def axes(self, result: str) -> tuple[str, ...]:
+        """The axes over which a result varies."""
+        return self.nodes[dict(self.results)[result]].axes
+
+
+def pruned(step: Step, results: Iterable[tuple[str, int]]) -> Step:
+    """The program that computes `results`, nodes of `step`, and nothing else."""
+    results = tuple(results)
+    live = {node for _, node in results}
+    for place in reversed(range(len(step.nodes))):
+        if place in live:
+            live.update(step.nodes[place].args)
+    number = {old: new for new, old in enumerate(sorted(live))}
+    nodes = tuple(
+        Node(node.op, tuple(number[arg] for arg in node.args), node.axes, node.detail)
+        for node in (step.nodes[place] for place in number)
+    )
+    labels = tuple(
+        Label(number[label.node], label.target, label.text)
+        for label in step.labels
+        if label.node in number
+    )
+    return Step(nodes, tuple((name, number[node]) for name, node in results), labels, step.order)
+
+
+@dataclass(slots=True)
+class StepBuilder:
+    """Makes nodes, each once. `order` is that of all axes."""
+
+    order: tuple[str, ...]
+    nodes: list[Node] = field(default_factory=list)
+    _place: dict[Node, int] = field(default_factory=dict)
+
+    def add(self, node: Node) -> int:
+        """The place of a node, which is new or already there."""
+        if node not in self._place:
+            self._place[node] = len(self.nodes)
+            self.nodes.append(node)
+        return self._place[node]
+
+    def axes(self, node: int) -> tuple[str, ...]:
+        """The axes of a node."""
+        return self.nodes[node].axes
+
+    def sorted(self, axes: Iterable[str]) -> tuple[str, ...]:
+        """Axes, each once, in the order of the program."""
+        return tuple(sorted(set(axes), key=self.order.index))
+
+    def input(self, name: str, axes: Iterable[str] = ()) -> int:
+        """A token's input, a state before the step, or a parameter."""
+        return self.add(Node("input", (), self.sorted(axes), name))
+
+    def number(self, value: Fraction | int) -> int:
+        """A constant."""
+        return self.add(Node("number", detail=Fraction(value)))
+
+    def value(self, node: int) -> Fraction | None:
+        """The value of a constant, None for any other node."""
+        detail = self.nodes[node].detail
+        return detail if isinstance(detail, Fraction) else None
+
+    def sum(self, node: int, axis: str) -> int:
+        """The sum over an axis, also where the value does not vary over it."""
+        if axis not in self.axes(node):
+            return self.apply("*", node, self.add(Node("size", detail=axis)))
+        axes = tuple(each for each in self.axes(node) if each != axis)
+        return self.add(Node("sum", (node,), axes, axis))
+
+    def expand(self, node: int, axes: Iterable[str]) -> int:
+        """The value as one that varies over `axes` too."""
+        wanted = self.sorted((*axes, *self.axes(node)))
+        return node if wanted == self.axes(node) else self.add(Node("expand", (node,), wanted))
+
+    def apply(self, op: str, *args: int) -> int:
+        """An operator or a pointwise function of nodes, broadcast by axis."""
+        known = self._simplified(op, args)
+        if known is not None:
+            return known
+        if op in ("+", "*") and self.nodes[args[0]] == self.nodes[args[1]] and op == "+":
+            return self.apply("*", self.number(2), args[0])
+        axes = self.sorted(axis for arg in args for axis in self.axes(arg))
+        return self.add(Node(op, args, axes))
+
+    def _simplified(self, op: str, args: tuple[int, ...]) -> int | None:
+        """What an operator amounts to where an operand is a number, or None."""
+        values = tuple(self.value(arg) for arg in args)
+        if op in _EXACT and None not in values and not (op == "/" and values[1] == 0):
+            return self.number(_EXACT[op](*values))
+        first, second = args[0], args[-1]
+        match op, values:
+            case ("+", (0, _)) | ("*", (1, _)):
+                return second
+            case (("+" | "-"), (_, 0)) | (("*" | "/"), (_, 1)):
+                return first
+            case ("-", (0, _)) | ("*", (-1, _)):
+                return self.apply("neg", second)
+            case "*", (_, -1):
+                return self.apply("neg", first)
+            case "neg", _ if self.nodes[first].op == "neg":
+                return self.nodes[first].args[0]
+            case "+", _ if self.nodes[second].op == "neg":
+                return self.apply("-", first, self.nodes[second].args[0])
+            case "-", _ if self.nodes[second].op == "neg":
+                return self.apply("+", first, self.nodes[second].args[0])
+            case "+", _ if self.nodes[first].op == "neg":
+                return self.apply("-", second, self.nodes[first].args[0])
+            case "square", _:
+                return self.apply("*", first, first)
+            case "silu", _:
+                return self.apply("*", first, self.apply("sigmoid", first))
+            case "**", (_, Fraction()):
+                return self.power(first, values[1] or Fraction(0))
+        return None
+
+    def power(self, base: int, exponent: Fraction) -> int:
+        """A constant power, from products and roots where it can be."""
+        if exponent < 0 and exponent.denominator == 1:
+            return self.apply("/", self.number(1), self.power(base, -exponent))
+        if exponent.denominator == 1 and exponent > 0:
+            half = self.power(base, Fraction(int(exponent) // 2)) if exponent > 1 else base
+            square = self.apply("*", half, half) if exponent > 1 else base
+            odd = exponent > 1 and exponent % 2
+            return self.apply("*", square, base) if odd else square
+        if exponent.denominator == 2:
+            root = self.apply("rsqrt" if exponent < 0 else "sqrt", base)
+            return self.power(root, Fraction(abs(exponent.numerator)))
+        axes = self.axes(base)
+        return self.add(Node("**", (base, self.number(exponent)), axes))
+
+
+_EXACT = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a / b,
+    "neg": lambda a: -a,
+}
+
+
+def axis_order(spec: Spec) -> tuple[str, ...]:
+    """All feature axes: those of the states first, as they are in memory."""
+    axes = [axis for state in spec.state for axis in state.axes]
+    axes += [axis for tensor in spec.inputs for axis in tensor.axes]
+    return tuple(filter(is_feature, dict.fromkeys(axes)))
+
+
+def output_axes(step: Step, output: str) -> tuple[str, ...]:
+    """The feature axes of the output in memory: sorted by name, as everywhere in flagen."""
+    return tuple(sorted(step.axes(output)))
+
+
+def step_of(spec: Spec) -> Step:
+    """The program of `spec`'s statements. The results are its states and its output."""
+    builder = StepBuilder(axis_order(spec))
+    values = {
+        tensor.name: builder.input(tensor.name, filter(is_feature, tensor.axes))
+        for tensor in spec.inputs
+    }
+    values["scale"] = builder.input("scale")
+    before = {state.name: builder.input(state.name, state.axes) for state in spec.state}
+    values |= before
+    labels: list[Label] = []
+
+    def run(statements: Iterable[tuple[str, Expression, str]]) -> Iterator[Label]:
+        for target, expression, text in statements:
+            values[target] = translated(builder, expression, values, before)
+            yield Label(values[target], target, text)
+
+    labels += run((s.target, s.value, s.text) for s in spec.update)
+    for state in spec.state:
+        values[state.name] = builder.expand(values[state.name], state.axes)
+    after = [(state.name, values[state.name]) for state in spec.state]
+    labels += run((s.target, s.value, s.text) for s in spec.output)
+    output = spec.output[-1].target
+    whole = Step(tuple(builder.nodes), (), tuple(labels), builder.order)
+    return pruned(whole, [*after, (output, values[output])])
+
+
+def translated(
+    builder: StepBuilder,
+    expression: Expression,
+    values: Mapping[str, int],
+    before: Mapping[str, int],
+) -> int:
+    """The node of an expression; `before` has the states before the step."""
+    match expression:
+        case Number(numerator, denominator):
+            return builder.number(Fraction(numerator, denominator))
+        case Symbol(name):
+            return values[name]
+        case Apply("prev", (Symbol(name),)):
+            return before[name]
+        case Apply(("sum" | "mean") as op, (operand, Symbol(axis))):
+            total = builder.sum(translated(builder, operand, values, before), axis)
+            size = builder.add(Node("size", detail=axis))
+            return total if op == "sum" else builder.apply("/", total, size)
+    assert isinstance(expression, Apply)
+    args = [translated(builder, argument, values, before) for argument in expression.args]
+    if expression.op == "dot":
+        product = builder.apply("*", *args)
+        for axis in builder.sorted(set(builder.axes(args[0])) & set(builder.axes(args[1]))):
+            product = builder.sum(product, axis)
+        return product
+    return builder.apply("*" if expression.op == "outer" else expression.op, *args)
