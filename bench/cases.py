@@ -40,9 +40,14 @@ class Shape:
         return cls(*numbers, *numbers[3:4][: 5 - len(numbers)])
 
 
+def batch(T: int) -> int:
+    """The batch of the sweep: 8, and less where that would be more than 16,384 tokens."""
+    return max(1, min(8, 16384 // T))
+
+
 def sweep(lengths: tuple[int, ...], H: int = 16, D: int = 128) -> tuple[Shape, ...]:
-    """Shapes over T, of at most 16,384 tokens while there is a batch to make smaller."""
-    return tuple(Shape(max(1, min(8, 16384 // T)), T, H, D, D) for T in lengths)
+    """Shapes over T."""
+    return tuple(Shape(batch(T), T, H, D, D) for T in lengths)
 
 
 SWEEP = sweep(tuple(2**n for n in range(7, 17)))

@@ -116,8 +116,9 @@ def _decode(results: Results, op: str) -> Iterator[Table]:
     for name, rows in reference_rows(results, op, "decode").items():
         at = {d[0]: row for d, row in rows.items() if d[2:] == (H, K, V)}
         cells = (at.get(B, {}) for B in batches)
-        pairs = (_pair(r.get("gpu_us"), r.get("eager_us")) for r in cells)
-        table.add_row(name, *pairs, style="dim")
+        if at:
+            pairs = (_pair(row.get("gpu_us"), row.get("eager_us")) for row in cells)
+            table.add_row(name, *pairs, style="dim")
     floors = {r.B: r.fwd_floor_us for r in records}
     table.add_row("floor", *(_number(floors[B]) for B in batches), style="dim")
     yield table

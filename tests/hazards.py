@@ -7,7 +7,7 @@ is reading, the product may see the wrong tile.
 
 In iteration i a product reads slot i, and a copy fills slot i + ahead, both modulo the number of
 slots; `ahead` is the number of copies that were issued before the loop. A product issued `age`
-iterations ago reads slot i - age. So the slots of the copy and of the product differ if ahead + age < slots.
+iterations ago reads slot i - age. So copy and product use different slots if ahead + age < slots.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import flagen
-from flagen.cli import build
+from flagen.cli import about, build, explain, new, overview, verify
 from flagen.cli.console import Commands
 
 __all__ = ["app"]
@@ -25,7 +25,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command(epilog=new.EXAMPLES)(new.new)
 app.command(epilog=build.EXAMPLES)(build.build)
+app.command(epilog=verify.EXAMPLES)(verify.verify)
+app.command(epilog=explain.EXAMPLES)(explain.explain)
+app.command("list")(overview.overview)
+app.command()(about.schema)
+app.command()(about.env)
 
 
 def _version(asked: bool) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from flagen.analyze.functions import POINTWISE
 from flagen.analyze.recurrence import is_feature
 from flagen.parse.spec import Apply, Expression, Number, Spec, Symbol
 
@@ -141,7 +142,7 @@ class StepBuilder:
         known = self._simplified(op, args)
         if known is not None:
             return known
-        if op in ("+", "*") and self.nodes[args[0]] == self.nodes[args[1]] and op == "+":
+        if op == "+" and args[0] == args[1]:
             return self.apply("*", self.number(2), args[0])
         axes = self.sorted(axis for arg in args for axis in self.axes(arg))
         return self.add(Node(op, args, axes))
@@ -151,6 +152,8 @@ class StepBuilder:
         values = tuple(self.value(arg) for arg in args)
         if op in _EXACT and None not in values and not (op == "/" and values[1] == 0):
             return self.number(_EXACT[op](*values))
+        if op in POINTWISE and None not in values:
+            return self.number(Fraction(float(POINTWISE[op][1](*map(float, values)))))
         first, second = args[0], args[-1]
         match op, values:
             case ("+", (0, _)) | ("*", (1, _)):

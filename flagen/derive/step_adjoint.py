@@ -51,8 +51,7 @@ def adjoint(step: Step, states: Mapping[str, tuple[str, ...]], constants: frozen
         name = str(node.detail)
         if node.op == "input" and name not in constants and name != "scale":
             value = gradients.get(place, builder.number(0))
-            axes = states.get(name, ())
-            results.append((f"d{name}", builder.expand(value, axes)))
+            results.append((f"d{name}", builder.expand(value, node.axes)))
     whole = Step(tuple(builder.nodes), (), (), step.order)
     return pruned(whole, results)
 

@@ -1,0 +1,259 @@
+"""Every form of an operator and every gradient, against its naive form in float64.
+
+The bound on an error is twice that of the naive form in the inputs' dtype, at least the dtype's
+floor, and at most the tolerance that the field's own tests have. Memory is poisoned with NaN
+before kernels write to it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from flagen.derive.derivation import FORMS
+from flagen.parse.spec import Spec, Tensor
+
+Tensors = dict[str, torch.Tensor]
+
+LIMIT = 5e-3
+"""No error may be above this in any dtype: FLA's tolerance for these operators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A shape. `bounds`, if there are any, are the values of cu_seqlens."""
+
+    B: int
+    T: int
+    H: int
+    K: int
+    V: int
+    bounds: tuple[int, ...] | None = None
+
+    def size(self, axis: str) -> int:
+        """The size of an axis; heads of values are twice as many as those of keys."""
+        if axis in ("B", "T", "H", "K", "V"):
+            return int(getattr(self, axis))
+        return {"HV": 2 * self.H, "HQ": 2 * self.H, "G": self.H}.get(axis, self.K)
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences there are."""
+        return self.B if self.bounds is None else len(self.bounds) - 1
+
+    def __str__(self) -> str:
+        packed = f" packed at {','.join(map(str, self.bounds))}" if self.bounds else ""
+        return f"B{self.B} T{self.T} H{self.H} K{self.K} V{self.V}{packed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The error of one tensor of a form in a case, and the bound on it."""
+
+    form: str
+    dtype: str
+    case: Case
+    tensor: str
+    error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within its bound; NaN is not."""
+        return self.error <= self.bound
+
+
+# The interpreter takes about a millisecond per token, head and sequence of the recurrent form.
+INTERPRETED = (
+    Case(2, 5, 2, 20, 12),
+    Case(1, 1, 1, 16, 24),
+    Case(1, 12, 1, 8, 20, (0, 0, 1, 5, 12, 12)),
+)
+INTERPRETED_CHUNKS = (*INTERPRETED, Case(1, 70, 1, 24, 40), Case(1, 67, 1, 20, 12, (0, 65, 66, 67)))
+ON_GPU = (
+    Case(2, 130, 3, 64, 64),
+    Case(1, 1, 2, 128, 64),
+    Case(2, 257, 2, 100, 60),
+    Case(1, 2500, 2, 64, 128),
+    Case(1, 65, 1, 300, 40),
+    Case(1, 320, 2, 64, 96, (0, 0, 1, 65, 193, 193, 320)),
+)
+
+
+def verify(module: ModuleType, spec: Spec, device: torch.device) -> Iterator[Result]:
+    """The errors of every form of `module`, whose spec is `spec`, on a GPU or in the interpreter."""
+    gpu = device.type == "cuda"
+    dtypes = [torch.float32, torch.float16, *([torch.bfloat16] if gpu else [])]
+    forms = {
+        form: getattr(module, f"{form}_{spec.name}")
+        for form in FORMS
+        if hasattr(module, f"{form}_{spec.name}")
+    }
+    naive = getattr(module, f"naive_{spec.name}")
+    cases = ON_GPU if gpu else INTERPRETED_CHUNKS
+    for dtype in dtypes:
+        for case in cases:
+            inputs = make(spec, case, dtype, device)
+            references: dict[bool, tuple[Tensors, Tensors]] = {}
+            for name, form in forms.items():
+                if not gpu and name == "fused_recurrent" and case not in INTERPRETED:
+                    continue
+                state = "initial_state" in inspect.signature(form).parameters
+                if state not in references:
+                    exact = run(naive, cast(inputs, torch.float64), spec, state)
+                    references[state] = exact, run(naive, inputs, spec, state)
+                with poisoned_memory():
+                    found = run(form, inputs, spec, state)
+                yield from _results(name, dtype, case, found, *references[state], device=device)
+
+
+def _results(
+    form: str,
+    dtype: torch.dtype,
+    case: Case,
+    found: Tensors,
+    exact: Tensors,
+    naive: Tensors,
+    device: torch.device,
+) -> Iterator[Result]:
+    for tensor, value in found.items():
+        usual = 2 * error(naive[tensor], exact[tensor])
+        bound = min(max(usual, floor(dtype, device)), LIMIT)
+        word = str(dtype).removeprefix("torch.")
+        yield Result(form, word, case, tensor, error(value, exact[tensor]), bound)
+
+
+def make(spec: Spec, case: Case, dtype: torch.dtype, device: torch.device) -> Tensors:
+    """Random inputs within their domains, the initial state, and the gradients of the outputs."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator)
+
+    x = {}
+    for tensor in _arguments(spec):
+        batch = (case.B,) if "T" in tensor.axes else ()
+        size = (*batch, *(case.size(axis) for axis in tensor.axes))
+        x[tensor.name] = _within(normal(*size), tensor.domain).to(device, dtype)
+    if case.bounds is not None:
+        x["cu_seqlens"] = torch.tensor(case.bounds, device=device)
+    (state,) = spec.state
+    heads = _heads(spec, case)
+    size = (case.sequences, *heads, *(case.size(axis) for axis in state.axes))
+    x["initial_state"], x["dht"] = (normal(*size).to(device) for _ in range(2))
+    return x
+
+
+def _arguments(spec: Spec) -> tuple[Tensor, ...]:
+    """The tensors of a call: all inputs but constants."""
+    return tuple(tensor for tensor in spec.inputs if tensor.value is None)
+
+
+def _heads(spec: Spec, case: Case) -> tuple[int, ...]:
+    from flagen.analyze.recurrence import state_heads
+
+    return tuple(case.size(axis) for axis in state_heads(spec))
+
+
+def _within(x: torch.Tensor, domain: tuple[float | None, float | None] | None) -> torch.Tensor:
+    """Normal values, moved into a domain."""
+    low, high = domain or (None, None)
+    if low is not None and high is not None:
+        return low + (high - low) * x.sigmoid()
+    if high is not None:
+        return high - torch.nn.functional.softplus(x)
+    return x if low is None else low + torch.nn.functional.softplus(x)
+
+
+def cast(x: Tensors, dtype: torch.dtype) -> Tensors:
+    """The same values in `dtype`; integers stay what they are."""
+    return {n: t.to(dtype) if t.dtype.is_floating_point else t for n, t in x.items()}
+
+
+def run(form: Callable[..., Any], x: Tensors, spec: Spec, state: bool) -> Tensors:
+    """The outputs of `form` and the gradients of all that has one."""
+    names = [tensor.name for tensor in _arguments(spec)] + (["initial_state"] if state else [])
+    leaves = {name: x[name].detach().clone().requires_grad_() for name in names}
+    options: dict[str, Any] = {"output_final_state": True} if state else {}
+    if "cu_seqlens" in x:
+        options["cu_seqlens"] = x["cu_seqlens"]
+    o, ht = form(**leaves, **options)
+    results = {"o": o} if ht is None else {"o": o, "ht": ht}
+    weight = torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).to(o.device)
+    weights = {"o": _rounded_alike(weight, x).to(o.dtype)}
+    if ht is not None:
+        weights["ht"] = x["dht"].to(ht.dtype)
+    gradients = torch.autograd.grad(
+        list(results.values()),
+        list(leaves.values()),
+        list(weights.values()),
+        allow_unused=True,
+    )
+    found = {name: value.detach() for name, value in results.items()}
+    for name, leaf, gradient in zip(names, leaves.values(), gradients, strict=True):
+        label = "dh0" if name == "initial_state" else f"d{name}"
+        found[label] = torch.zeros_like(leaf) if gradient is None else gradient
+    return found
+
+
+def _rounded_alike(weight: torch.Tensor, x: Tensors) -> torch.Tensor:
+    """Values that float16 and bfloat16 both hold, so that all dtypes get the same gradient."""
+    return weight.mul(8).round().div(8).clamp(-4, 4)
+
+
+def error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """RMS(found - exact) / RMS(exact): infinite for NaN, absolute where all should be 0."""
+    if found.shape != exact.shape:
+        return math.inf
+    if exact.numel() == 0:
+        return 0.0
+    difference = (found.double() - exact.double()).square().mean().sqrt().item()
+    size = exact.double().square().mean().sqrt().item()
+    if not math.isfinite(difference):
+        return math.inf
+    return difference / size if size > 0 else difference
+
+
+def floor(dtype: torch.dtype, device: torch.device) -> float:
+    """The error that is allowed even where naive has a smaller one.
+
+    Half-precision kernels round states and scores to the inputs' dtype before a matrix unit takes
+    them, and naive does not: one unit roundoff. float32 sums run in another order; on a GPU three
+    TF32 products replace one of float32.
+    """
+    if dtype == torch.float32:
+        return 5e-6 if device.type == "cuda" else 1e-6
+    return torch.finfo(dtype).eps / 2
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fresh memory is full of NaN, so that an element that no kernel writes shows."""
+    targets: tuple[tuple[Any, str], ...] = (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch.Tensor, "new_empty"),
+    )
+    originals = [getattr(owner, name) for owner, name in targets]
+
+    def poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def run(*args: Any, **kwargs: Any) -> torch.Tensor:
+            x = allocate(*args, **kwargs)
+            return x.fill_(math.nan) if x.dtype.is_floating_point else x
+
+        return run
+
+    try:
+        for (owner, name), original in zip(targets, originals, strict=True):
+            setattr(owner, name, poisoned(original))
+        yield
+    finally:
+        for (owner, name), original in zip(targets, originals, strict=True):
+            setattr(owner, name, original)
