@@ -56,6 +56,7 @@ def _beside(
         covered = sum(box.contains(*point) for track in tracks.values() for point in track)
         covered += 40 * sum(box.overlaps(other) for other in taken)
         covered += 40 * (not axis.bbox.contains(box.x0, box.y0 + 1))
+        covered += 4 * (box.x1 > axis.bbox.x1)
         if covered + rank < least:
             best, least = (right, up, align), covered + rank
     right, up, align = best

@@ -33,7 +33,7 @@ COLORS = {
     "compiled": "#7d858c",
     "naive": "#a8aeb4",
 }
-NAMES = {"sdpa": "softmax attention (sdpa)", "compiled": "torch.compile(reference)"}
+NAMES = {"sdpa": "softmax (sdpa)", "compiled": "torch.compile(reference)"}
 PEER, FLOOR = "#d55e00", "#57606a"
 MARKERS = {"sdpa": "s", "compiled": "v", "naive": "^", "fused_chunk": "D", "parallel": "P"}
 
@@ -54,8 +54,8 @@ class Line:
 def series(results: Results, op: str, field: str, unit: float) -> tuple[list[Line], list[Record]]:
     """`field` per token, a line per contender over T, and the records behind the lines.
 
-    Heads are those with the most lengths, batches those of the sweep. The token-by-token reference
-    is left out: it would press all others into one line.
+    Heads are those with the most lengths; batches those of the sweep, else the largest. The
+    token-by-token reference is left out: it would press all others into one line.
     """
     records = results.of("ops", op)
     heads: dict[tuple[int, int, int], set[int]] = {}
@@ -64,8 +64,12 @@ def series(results: Results, op: str, field: str, unit: float) -> tuple[list[Lin
     if not heads:
         return [], []
     most = max(heads, key=lambda h: len(heads[h]))
-    swept = [r for r in records if r.dims[2:] == most and batch(r.T) == r.B]
-    swept.sort(key=lambda r: r.T)
+    swept = sorted((r for r in records if r.dims[2:] == most), key=lambda r: r.T)
+    batches: dict[int, set[int]] = {}
+    for r in swept:
+        batches.setdefault(r.T, set()).add(r.B)
+    chosen = {T: batch(T) if batch(T) in found else max(found) for T, found in batches.items()}
+    swept = [r for r in swept if chosen[r.T] == r.B]
     lines = []
     for name in tables.names(swept):
         points = [(r.T, y) for r in swept if r.name == name and (y := _per_token(r, field, unit))]
@@ -133,10 +137,10 @@ def memory_figure(results: Results, op: str) -> Figure | None:
         if not lines:
             plt.close(figure)
             return None
-        r = swept[0]
-        size = 4 if r.dtype == "float32" else 2
-        least = r.H * (2 * r.K + 2 * r.V) * size / 1024
-        _draw(axis, lines, [(T, least) for T in sorted({r.T for r in swept})])
+        # A forward reads and writes as many bytes as output and gradients hold.
+        rate = results.environment.get("copy_tb_s", 0) * 1e6 / 1024
+        least = {r.T: _per_token(r, "fwd_floor_us", rate) for r in swept}
+        _draw(axis, lines, [(T, y) for T, y in least.items() if y])
         axis.set_title("forward + backward, beyond the inputs")
         axis.set_ylabel("peak memory per token, KiB")
         _caption(figure, results, op, swept, "Memory")

@@ -11,9 +11,6 @@ from rich.table import Table
 
 from bench.records import Record, Results
 
-COLUMNS = 7
-"""As many shapes as fit side by side."""
-
 
 def label(row: dict[str, Any]) -> str:
     """How a row of a reference file is called."""
@@ -26,11 +23,11 @@ def names(records: list[Record]) -> list[str]:
     return list(dict.fromkeys(r.name for r in records))
 
 
-def summary(results: Results) -> Group:
-    """Everything that was measured, time as GPU / eager."""
+def summary(results: Results, columns: int = 7) -> Group:
+    """Everything that was measured, time as GPU / eager; so many shapes side by side."""
     parts: list[Any] = []
     for op in results.ops:
-        parts += _pivots(results, op)
+        parts += _pivots(results, op, columns)
         parts += _decode(results, op)
     parts += [f"[dim]{line}[/]" for line in remarks(results)]
     return Group(*parts)
@@ -70,17 +67,17 @@ def shape_text(dims: tuple[int, ...]) -> str:
 def _table(title: str, columns: list[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
                   pad_edge=False, padding=(0, 1), show_edge=False)  # fmt: skip
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def _pivots(results: Results, op: str) -> Iterator[Table]:
+def _pivots(results: Results, op: str, columns: int) -> Iterator[Table]:
     records = results.of("ops", op)
     shapes = sorted({r.dims for r in records}, key=lambda d: (d[1], d[0] * d[2] * d[3]))
-    for start in range(0, len(shapes), COLUMNS):
-        part = shapes[start : start + COLUMNS]
+    for start in range(0, len(shapes), columns):
+        part = shapes[start : start + columns]
         for mode, title in (("fwd", "forward"), ("fwd_bwd", "forward + backward")):
             heads = [shape_text(d) for d in part]
             table = _table(f"{op}, {title}: GPU / eager µs", heads)
@@ -162,7 +159,7 @@ def _floor(records: list[Record], dims: tuple[int, ...], mode: str) -> str:
 
 
 def show(console: Console, results: Results) -> None:
-    """Prints the summary, wide enough for its columns where there is no terminal."""
+    """Prints the summary, as wide as the terminal; wide enough for a quick run in a file."""
     if not console.is_terminal:
-        console = Console(file=console.file, width=max(console.width, 130), highlight=False)
-    console.print(summary(results))
+        console = Console(file=console.file, width=max(console.width, 140), highlight=False)
+    console.print(summary(results, max(1, (console.width - 26) // 16)))

@@ -1,4 +1,4 @@
-"""flagen: from the mathematics of a linear-attention layer to readable Triton kernels with autograd.
+"""From the mathematics of a linear-attention layer to readable Triton kernels with autograd.
 
 `flagen build SPEC` writes an operator's folder; `flagen.compile(spec)` makes its functions at once,
 for notebooks; `flagen.ops` holds the operators that are built already. Importing this module loads
@@ -21,8 +21,8 @@ def compile(spec: str | PathLike[str] | Mapping[str, Any]) -> ModuleType:
     """The functions of a spec, as a module: `compile("my.yaml").chunk_my(q, k, v)`.
 
     `spec` is a path, the YAML text itself (a string of several lines), or its content as data. The
-    generated files are written to a private cache folder (FLAGEN_CACHE, else ~/.cache/flagen), since
-    Triton and debuggers want real files; the same spec gives the same module again.
+    generated files go to a private cache folder (FLAGEN_CACHE, else ~/.cache/flagen), since Triton
+    and debuggers want real files; the same spec gives the same module again.
 
     Raises:
         FlagenError: the spec is wrong; its text shows every mistake with its place.

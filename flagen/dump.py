@@ -1,4 +1,4 @@
-"""What each stage made of a spec, as readable text: one file per stage, for `build --dump-stages`."""
+"""What each stage made of a spec, one text file per stage: `flagen build --dump-stages`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `flagen explain` says: how a spec was understood, what follows from it, and what it must cost."""
+"""What `flagen explain` says: how a spec was understood, what follows, and what it must cost."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _chunk_sections(recurrence: Recurrence) -> Iterator[tuple[str, Iterator[str]
 
 
 def _is_plain(recurrence: Recurrence) -> bool:
-    """Whether the formulas below are the whole of a recurrence: one write, and one read after it."""
+    """Whether the formulas below are the whole of it: one write, and one read after it."""
     if recurrence.family is not Family.OUTER_PRODUCT or len(recurrence.states) != 1:
         return False
     (state,) = recurrence.states
@@ -198,7 +198,7 @@ def _chunk_form(recurrence: Recurrence, state: StateRecurrence) -> Iterator[str]
     yield from _MATRICES[level]
     if level is not Level.NONE:
         yield ""
-        yield "Each exponent is a sum of log-decays, at most 0: nothing overflows, whatever the decay."
+        yield "Each exponent is a sum of log-decays, at most 0: nothing overflows."
 
 
 _SUMS = {
@@ -249,7 +249,7 @@ _MATRICES = {
     ),
     Level.VALUE: (
         "A   = lower triangle of Q Kᵀ, diagonal included",
-        "O   = scale ( Σ_j A_ij exp(G_i - G_j) ⊙ V_j + exp(G) ⊙ (Q S_0) ): in sub-blocks of 16 rows",
+        "O   = scale ( Σ_j A_ij exp(G_i - G_j) ⊙ V_j + exp(G) ⊙ (Q S_0) ), in sub-blocks of 16",
         "S_C = S_0 ⊙ exp(G_C) + Kᵀ (exp(G_C - G) ⊙ V)",
     ),
 }
@@ -263,7 +263,8 @@ def _gradients(recurrence: Recurrence, state: StateRecurrence) -> Iterator[str]:
     yield "With X[t] = ∂L/∂S[t], which is written backwards in time by q and do:"
     yield f"X[t]  = {later} + scale q[t] ⊗ do[t]"
     yield "dq[t] = scale S[t] do[t]      dk[t] = X[t] v[t]      dv[t] = X[t]ᵀ k[t]"
-    yield f"The initial state's gradient is {later.replace('t+1', '1')}, the final one's enters as X[T+1]."
+    first = later.replace("t+1", "1")
+    yield f"The initial state's gradient is {first}, and that of the final state is X[T+1]."
     yield ""
     yield "Each is the forward with its roles exchanged; with o = walk(q, k, v):"
     for walk in ADJOINT:
@@ -294,7 +295,7 @@ def _obligations(recurrence: Recurrence) -> Iterator[str]:
 
 def _floor_title(recurrence: Recurrence, shape: Mapping[str, int], dtype: str) -> str:
     used = {axis for tensor in recurrence.spec.inputs for axis in tensor.axes}
-    order = ["B", *sorted(used, key=lambda axis: ("T" != axis, is_feature(axis), axis))]
+    order = ["B", *sorted(used, key=lambda axis: (axis != "T", is_feature(axis), axis))]
     sizes = " ".join(f"{axis}{floor.size_of(axis, shape)}" for axis in order)
     return f"The least it can cost: {sizes}, {dtype}, on an H200"
 
@@ -305,7 +306,8 @@ def _floor(recurrence: Recurrence, shape: Mapping[str, int], dtype: str) -> Iter
     forward, backward = floor.passes(inputs, _output_axes(recurrence), dtype, shape, macs)
     rate = floor.BYTES_PER_SECOND / 1e12
     products = f"at {floor.FLOPS[dtype] / 1e12:.0f} TFLOP/s" if dtype in floor.FLOPS else ""
-    yield f"{'':<20}{'bytes':>9}{f'at {rate:.2f} TB/s':>16}{'operations':>14}{products:>18}".rstrip()
+    bytes_at = f"at {rate:.2f} TB/s"
+    yield f"{'':<20}{'bytes':>9}{bytes_at:>16}{'operations':>14}{products:>18}".rstrip()
     for name, cost in (("forward", forward), ("forward + backward", forward + backward)):
         seconds = cost.matrix_seconds(dtype)
         yield (
@@ -317,9 +319,8 @@ def _floor(recurrence: Recurrence, shape: Mapping[str, int], dtype: str) -> Iter
     if macs is None:
         yield "Operations are counted for families that have kernels."
     else:
-        yield (
-            f"Operations: C² (K + V) + 2 C K V multiply-adds per head and chunk of C = {floor.CHUNK};"
-        )
+        chunk = f"chunk of {floor.CHUNK} tokens"
+        yield f"Operations: C² (K + V) + 2 C K V multiply-adds per head and {chunk};"
         yield "the backward is three such walks."
 
 
@@ -328,12 +329,12 @@ def _macs(recurrence: Recurrence, shape: Mapping[str, int]) -> int | None:
     if recurrence.family is not Family.OUTER_PRODUCT:
         return None
     heads = math.prod(floor.size_of(axis, shape) for axis in state_heads(recurrence.spec))
-    return sum(
-        max(1, len(state.writes))
-        * floor.walk_macs(heads, *(floor.size_of(axis, shape) for axis in state.axes), shape)
-        for state in recurrence.states
-        if len(state.axes) == 2
-    )
+    matrices = [state for state in recurrence.states if len(state.axes) == 2]
+    total = 0
+    for state in matrices:
+        key, value = (floor.size_of(axis, shape) for axis in state.axes)
+        total += max(1, len(state.writes)) * floor.walk_macs(heads, key, value, shape)
+    return total
 
 
 def _output_axes(recurrence: Recurrence) -> tuple[str, ...]:

@@ -60,7 +60,9 @@ def read_shape(text: str | None) -> dict[str, int]:
         if not (axis.isascii() and axis.isalnum() and axis[0].isupper()):
             raise ValueError(f"{axis or part!r} is no axis; write B,T,H,K,V or e.g. T=8192,K=64")
         if not (size.isascii() and size.isdigit() and 0 < int(size) <= 10**9):
-            raise ValueError(f"the size of {axis} must be a whole number from 1 to 10**9, not {size!r}")
+            raise ValueError(
+                f"the size of {axis} must be a whole number from 1 to 10**9, not {size!r}"
+            )
         shape[axis] = int(size)
     return shape
 

@@ -6,6 +6,7 @@ folder and a package of its own, named by their digest: two versions of a spec l
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -20,7 +21,6 @@ from typing import Any
 
 from flagen.pipeline import Pipeline
 from flagen.render import GeneratedFile, runtime_file
-from flagen.render.finish import digest
 from flagen.write import compare, write
 
 
@@ -38,14 +38,14 @@ def compile_spec(spec: str | os.PathLike[str] | Mapping[str, Any]) -> ModuleType
 def load_files(files: Iterable[GeneratedFile], name: str) -> ModuleType:
     """The operator `name` out of `files`, which are written to the cache unless they are there."""
     files = tuple(files)
-    key = digest("\0".join(text for file in files for text in (file.path, file.text)))
+    whole = "\0".join(text for file in files for text in (file.path, file.text))
+    key = hashlib.sha256(whole.encode()).hexdigest()[:16]
     folder = cache_folder() / key
     # Whatever lies there, the files that are imported are the ones that were compiled.
     write(compare(files, folder), folder, force=True)
     return import_module(f"{_package(key, folder)}.{name}")
 
 
-@cache
 def cache_folder() -> Path:
     """The user's own folder for compiled specs; a temporary one where that cannot be written."""
     base = os.environ.get("FLAGEN_CACHE")
@@ -57,6 +57,12 @@ def cache_folder() -> Path:
             return folder.resolve()
     except OSError:
         pass
+    return _temporary()
+
+
+@cache
+def _temporary() -> Path:
+    """A folder that only this user may enter."""
     return Path(tempfile.mkdtemp(prefix="flagen-"))
 
 

@@ -60,7 +60,7 @@ class Pipeline:
         return Compilation(parsed.source, parsed, recurrence, derivation, kernels, files)
 
     def recognise(self, spec: str | Path | Mapping[str, Any]) -> Recurrence:
-        """The first half: what a spec means, whether or not kernels exist for it. Raises likewise."""
+        """The first half: what a spec means, whether or not kernels exist. Raises likewise."""
         from flagen.analyze import analyze
         from flagen.parse import parse
 

@@ -88,7 +88,7 @@ ON_GPU = (
 
 
 def verify(module: ModuleType, spec: Spec, device: torch.device) -> Iterator[Result]:
-    """The errors of every form of `module`, whose spec is `spec`, on a GPU or in the interpreter."""
+    """The errors of every form of `module`, the operator of `spec`, on a GPU or interpreted."""
     gpu = device.type == "cuda"
     dtypes = [torch.float32, torch.float16, *([torch.bfloat16] if gpu else [])]
     forms = {
@@ -187,7 +187,7 @@ def run(form: Callable[..., Any], x: Tensors, spec: Spec, state: bool) -> Tensor
     o, ht = form(**leaves, **options)
     results = {"o": o} if ht is None else {"o": o, "ht": ht}
     weight = torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).to(o.device)
-    weights = {"o": _rounded_alike(weight, x).to(o.dtype)}
+    weights = {"o": _rounded_alike(weight).to(o.dtype)}
     if ht is not None:
         weights["ht"] = x["dht"].to(ht.dtype)
     gradients = torch.autograd.grad(
@@ -203,7 +203,7 @@ def run(form: Callable[..., Any], x: Tensors, spec: Spec, state: bool) -> Tensor
     return found
 
 
-def _rounded_alike(weight: torch.Tensor, x: Tensors) -> torch.Tensor:
+def _rounded_alike(weight: torch.Tensor) -> torch.Tensor:
     """Values that float16 and bfloat16 both hold, so that all dtypes get the same gradient."""
     return weight.mul(8).round().div(8).clamp(-4, 4)
 

@@ -1,4 +1,7 @@
-"""write: generated files meet what lies in the output folder: written, the same, stale, edited, orphaned."""
+"""write: generated files meet what lies in the output folder.
+
+There each is new, the same, stale, edited by hand or somebody else's; and some are orphans.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from flagen.cli.console import Exit, debugging, report, say, usage
 from flagen.diagnostics import Diagnostic, FlagenError, InternalError
 
 if TYPE_CHECKING:
+    from flagen.analyze.recurrence import Recurrence, StateRecurrence
     from flagen.pipeline import Compilation
     from flagen.render import GeneratedFile
     from flagen.write import Entry
@@ -229,7 +230,8 @@ class Build:
             if everything:
                 found += orphans(folder, {*operators, *self.failed.get(folder, ())})
             for path in found:
-                say("  orphan ", str(path), ("  no spec makes this file; delete it", "dim"))
+                note = ("  no spec makes this file; delete it", "dim")
+                say("  ", ("orphan  ", "yellow"), str(path), note)
                 if self.check:
                     self.ends(Exit.CHECK)
                     self.wrong += 1
@@ -242,7 +244,9 @@ class Build:
         """The last line of --check."""
         if self.wrong:
             of = self.wrong + self.right
-            say(f"{self.wrong} of {of} files are not what the specs say: ", ("flagen build", "bold"))
+            say(
+                f"{self.wrong} of {of} files are not what the specs say: ", ("flagen build", "bold")
+            )
         elif self.exit is Exit.FINE:
             say(f"all {self.right} files are what the specs say")
 
@@ -252,11 +256,23 @@ def headline(compilation: Compilation) -> str:
     return f"{recognised(compilation.recurrence)} -> {' + '.join(compilation.derivation.forms)}"
 
 
-def recognised(recurrence: Any) -> str:
+def recognised(recurrence: Recurrence) -> str:
     """The family and the decays of a recurrence, in a few words."""
-    levels = dict.fromkeys(state.decay.level.value for state in recurrence.states)
-    words = ["no decay" if level == "none" else f"decay {level}" for level in levels]
-    return ", ".join([recurrence.family.value, *words])
+    decays = dict.fromkeys(_decay(state) for state in recurrence.states)
+    return ", ".join([recurrence.family.value, *decays])
+
+
+def _decay(state: StateRecurrence) -> str:
+    words = {
+        "NONE": "no decay",
+        "CONSTANT": "decay per head",
+        "SCALAR": "decay per token",
+        "KEY": f"decay over {state.axes[0]}",
+        "VALUE": f"decay over {state.axes[-1]}",
+        "BOTH": f"decay over {' and '.join(state.axes)}",
+        "DENSE": "dense decay",
+    }
+    return words[state.decay.level.name]
 
 
 def _check_name(compilation: Compilation, path: Path) -> None:
@@ -283,7 +299,12 @@ def _say_file(word: str, entry: Entry, folder: Path) -> None:
     is_new = entry.lost == 0 and entry.gained == lines
     change = "  new" if is_new else f"  +{entry.gained} -{entry.lost}"
     path = f"{folder / entry.file.path}"
-    say("  ", (f"{word:<8}", styles.get(word, "red")), f"{path:<42} {lines:4} lines", (change, "dim"))
+    say(
+        "  ",
+        (f"{word:<8}", styles.get(word, "red")),
+        f"{path:<42} {lines:4} lines",
+        (change, "dim"),
+    )
 
 
 def _say_same(same: list[Entry], folder: Path, operator: str, everything: bool) -> None:

@@ -1,6 +1,7 @@
 """What all commands share: where text goes, how errors look, and which exit code they give.
 
-Results go to stdout, diagnostics to stderr; colours appear on a terminal only, and not with NO_COLOR.
+Results go to stdout, diagnostics to stderr. Colours appear on a terminal only, and not with
+NO_COLOR.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from flagen.diagnostics import FlagenError, InternalError, render_rich
-
-ISSUES = "https://github.com/flagen/flagen/issues"
 
 
 class Exit(IntEnum):
@@ -48,7 +47,8 @@ def report(error: FlagenError | InternalError | OSError) -> Exit:
     """Print an error on stderr; the exit code that it stands for."""
     if isinstance(error, FlagenError):
         for diagnostic in error.diagnostics:
-            _console(stderr=True).print(render_rich(diagnostic, error.path, error.text), "")
+            rendered = render_rich(diagnostic, error.path, error.text)
+            _console(stderr=True).print(rendered, end="\n\n")
         return Exit.SPEC
     if isinstance(error, InternalError):
         return _internal(str(error))
@@ -67,7 +67,11 @@ def usage(message: str, help: str | None = None) -> typer.Exit:
 
 def _internal(message: str) -> Exit:
     warn(("internal error", "bold red"), (f": {message}", "bold"))
-    warn(("  = ", "blue"), ("help: ", "green"), "FLAGEN_DEBUG=1 shows the traceback; ")
+    warn(
+        ("  = ", "blue"),
+        ("help: ", "green"),
+        "please report this, with what FLAGEN_DEBUG=1 and `flagen env` print",
+    )
     return Exit.INTERNAL
 
 
@@ -100,10 +104,9 @@ class Commands(TyperGroup):
 
 def _is_click(error: Exception) -> bool:
     """Whether an exception is one of click's own, which typer may carry within itself."""
-    return any(base.__module__.split(".")[-1] == "exceptions" for base in type(error).__mro__)
+    modules = {base.__module__ for base in type(error).__mro__}
+    return any("click" in module or module.startswith("typer") for module in modules)
 
 
 def _console(stderr: bool = False) -> Console:
-    return Console(
-        stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True
-    )
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -13,8 +13,8 @@ from flagen.cli.console import Exit, report, say, usage
 
 EXAMPLES = """\b
 Examples:
-  flagen new my_retention                       linear attention, to start from
-  flagen new my_retention --from retention      a copy of another spec
+  flagen new mine                       linear attention, to start from
+  flagen new mine --from retention      a copy of another spec
 """
 
 TEMPLATE = """\
@@ -23,8 +23,8 @@ TEMPLATE = """\
 name: {name}
 doc: Linear attention with one decay per head
 
-# What a call takes: axes in memory order, the batch is implicit. T is time, H heads; K and V are the
-# sizes of a key and of a value.
+# What a call takes: axes in memory order, the batch is implicit. T is time, H heads; K and V are
+# the sizes of a key and of a value.
 inputs:
   q: [T, H, K]
   k: [T, H, K]
@@ -38,7 +38,8 @@ decay:
 state:
   S: [K, V]
 
-# What a token does, in this order. `outer(k, v)` is k times v, `dot(q, S)` sums over the shared axis.
+# What a token does, in this order: `outer(k, v)` is k times v, `dot(q, S)` sums over the axis that
+# both have.
 update: S = exp(g) * S + outer(k, v)
 output: o = scale * dot(q, S)       # scale is K**-0.5 unless the call says otherwise
 
@@ -55,7 +56,7 @@ def new(
 ) -> None:
     """Write NAME.yaml, a commented spec that builds as it is.
 
-    It goes to specs/ where there is such a folder, and else to the current one. An existing file is
+    It goes to specs/ if there is such a folder, and else to the current one. An existing file is
     left alone.
     """
     folder = Path("specs") if Path("specs").is_dir() else Path()

@@ -1,4 +1,4 @@
-"""`flagen list`: the specs, what they were recognised as, and whether their files are up to date."""
+"""`flagen list`: the specs, how they were recognised, and whether their files are up to date."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flagen.diagnostics import FlagenError
 def overview() -> None:
     """List the specs: family, forms, and the state of their files.
 
-    These are the specs of the folder that you are in, or, outside of any, those that come with flagen.
+    These are the specs of the folder that you are in, or else those that come with flagen.
     """
     paths = project.all_specs() or project.shipped_specs()
     if not paths:
@@ -25,7 +25,7 @@ def overview() -> None:
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for title in ("spec", "recognised as", "forms", "files"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, no_wrap=title in ("spec", "files"))
     failed = False
     for path in paths:
         row = _row(path)

@@ -1,7 +1,7 @@
 """Where specs are, and where their generated files go.
 
-A project is a folder with `specs/`, such as a checkout of flagen or a user's own; its generated files
-lie in `generated/` beside it.
+A project is a folder with `specs/`, such as a checkout of flagen or a user's own; its generated
+files lie in `generated/` beside it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def root() -> Path | None:
-    """The nearest folder, from here upwards, whose `specs/` holds a spec."""
+    """The nearest folder whose `specs/` holds a spec: this one, or above it in its repository."""
     here = Path.cwd()
-    return next((each for each in (here, *here.parents) if any(_specs(each / "specs"))), None)
+    above = list(here.parents)
+    top = next((i for i, each in enumerate((here, *above)) if (each / ".git").exists()), None)
+    # Outside of a repository nothing says how far up a stranger's `specs/` may be.
+    count = top if top is not None else int(here.name == "specs")
+    return next((each for each in (here, *above[:count]) if any(_specs(each / "specs"))), None)
 
 
 def all_specs() -> tuple[Path, ...]:
@@ -41,8 +45,8 @@ def find_spec(argument: str) -> Path:
 
 
 def output_of(spec: Path) -> Path:
-    """The default output folder: `generated/` beside the spec's `specs/`, or else in this folder."""
-    folder = Path(os.path.abspath(spec)).parent
+    """The default output folder: `generated/` beside the spec's `specs/`, or else here."""
+    folder = spec.parent.resolve()
     if folder == _shipped("specs").resolve():
         return shown(_shipped("generated"))
     return shown(folder.parent / "generated") if folder.name == "specs" else Path("generated")

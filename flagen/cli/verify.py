@@ -29,8 +29,8 @@ Examples:
 def verify(spec: Annotated[str, typer.Argument(metavar="SPEC", hidden=True)]) -> None:
     """Compare every form of a spec, and every gradient, with float64.
 
-    Runs on the GPU, or in Triton's interpreter where there is none: initial and final states, packed
-    sequences, sizes that are no power of two. Exit code 1 if an error is above its bound.
+    Runs on the GPU, or in Triton's interpreter where there is none: initial and final states,
+    packed sequences, sizes that are no power of two. Exit code 1 if an error is above its bound.
     """
     from flagen.pipeline import Pipeline
 
@@ -97,7 +97,13 @@ def _conclude(found: list[Result], device: Any, seconds: float) -> None:
         )
     shapes = len({result.case for result in found})
     if device.type == "cpu":
-        say(("bfloat16 needs a GPU: the interpreter truncates what it stores, and GPUs round", "dim"))
+        say()
+        say(
+            (
+                "bfloat16 needs a GPU: the interpreter truncates what it stores, and GPUs round",
+                "dim",
+            )
+        )
     if failed:
         say(f"{len(failed)} of {len(found)} comparisons failed")
         raise typer.Exit(Exit.CHECK)

@@ -120,6 +120,15 @@ class StepBuilder:
         """A constant."""
         return self.add(Node("number", detail=Fraction(value)))
 
+    def size(self, axis: str) -> int:
+        """The size of an axis."""
+        return self.add(Node("size", detail=axis))
+
+    def is_tensor(self, node: int) -> bool:
+        """Whether a value depends on an input, and not on numbers and sizes alone."""
+        made = self.nodes[node]
+        return made.op == "input" or any(map(self.is_tensor, made.args))
+
     def value(self, node: int) -> Fraction | None:
         """The value of a constant, None for any other node."""
         detail = self.nodes[node].detail
@@ -128,7 +137,7 @@ class StepBuilder:
     def sum(self, node: int, axis: str) -> int:
         """The sum over an axis, also where the value does not vary over it."""
         if axis not in self.axes(node):
-            return self.apply("*", node, self.add(Node("size", detail=axis)))
+            return self.apply("*", node, self.size(axis))
         axes = tuple(each for each in self.axes(node) if each != axis)
         return self.add(Node("sum", (node,), axes, axis))
 
@@ -260,8 +269,7 @@ def translated(
             return before[name]
         case Apply(("sum" | "mean") as op, (operand, Symbol(axis))):
             total = builder.sum(translated(builder, operand, values, before), axis)
-            size = builder.add(Node("size", detail=axis))
-            return total if op == "sum" else builder.apply("/", total, size)
+            return total if op == "sum" else builder.apply("/", total, builder.size(axis))
     assert isinstance(expression, Apply)
     args = [translated(builder, argument, values, before) for argument in expression.args]
     if expression.op == "dot":

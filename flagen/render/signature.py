@@ -1,0 +1,206 @@
+"""What the public functions of an operator have in common: arguments, their docs and their checks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from flagen.analyze.recurrence import Recurrence, is_feature, output_heads, state_heads
+from flagen.derive.token import arguments
+from flagen.parse.expression import unparse
+from flagen.parse.spec import Apply, Expression, Spec, State, Symbol, Tensor
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The arguments of an operator, and text about them."""
+
+    recurrence: Recurrence
+    output_axes: tuple[str, ...]  # its features, as in memory
+
+    @property
+    def spec(self) -> Spec:
+        """The spec."""
+        return self.recurrence.spec
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensor arguments."""
+        return arguments(self.spec)
+
+    @property
+    def names(self) -> list[str]:
+        """Their names."""
+        return [tensor.name for tensor in self.tensors]
+
+    @property
+    def first(self) -> str:
+        """A tensor of every token, for the batch's size and the device."""
+        return next(tensor.name for tensor in self.tensors if "T" in tensor.axes)
+
+    @property
+    def like(self) -> Tensor:
+        """The tensor whose dtype the output has: the last one with its shape that is no gate."""
+        wanted = ("T", *output_heads(self.spec), *self.output_axes)
+        fitting = [t for t in self.tensors if t.axes == wanted and t.name not in self.gates]
+        others = [t for t in self.tensors if "T" in t.axes and t.name not in self.gates]
+        return (fitting or others or list(self.tensors))[-1 if fitting else 0]
+
+    @cached_property
+    def gates(self) -> frozenset[str]:
+        """The tensors that a decay is made of: logarithms, whose digits count."""
+        factors = (state.decay.factor for state in self.recurrence.states)
+        return frozenset(str(symbol) for factor in factors for symbol in factor.free_symbols)
+
+    @cached_property
+    def has_scale(self) -> bool:
+        """Whether the statements use `scale`."""
+        return any("scale" in _words(s.value) for s in (*self.spec.update, *self.spec.output))
+
+    @property
+    def output(self) -> str:
+        """The output's name."""
+        return self.spec.output[-1].target
+
+    def output_shape(self, tokens: str = "T") -> str:
+        """The output's shape."""
+        return ", ".join(["B", tokens, *output_heads(self.spec), *self.output_axes])
+
+    def state_axes(self, state: State) -> tuple[str, ...]:
+        """A state's shape after N."""
+        return (*state_heads(self.spec), *state.axes)
+
+    @property
+    def state_type(self) -> str:
+        """The type of the states at a call."""
+        if len(self.spec.state) == 1:
+            return "torch.Tensor | None"
+        return f"tuple[{', '.join(['torch.Tensor'] * len(self.spec.state))}] | None"
+
+    def parameters(self) -> list[str]:
+        """The tensor arguments with their types."""
+        return [f"{name}: torch.Tensor," for name in self.names]
+
+    def scale_parameter(self) -> list[str]:
+        """The argument `scale`, if there is one."""
+        return ["scale: float | None = None,"] if self.has_scale else []
+
+    def call(self, *others: str) -> str:
+        """The arguments of a call by position, up to `scale`."""
+        return ", ".join([*self.names, *(["scale"] if self.has_scale else []), *others])
+
+    def default_scale(self, wrapped: str = "scale") -> list[str]:
+        """The statement that gives `scale` its default."""
+        if not self.has_scale:
+            return []
+        return [f"scale = {python_text(self.spec.scale)} if scale is None else {wrapped}"]
+
+    def sizes(self, text: str) -> list[str]:
+        """Statements for the sizes that `text` needs, from the shapes of the tensors."""
+        needed = set(re.findall(r"\b[A-Z][A-Z0-9]*\b", text))
+        lines, known = [], {"T"}
+        first = next(tensor for tensor in self.tensors if tensor.name == self.first)
+        if needed & {"B", *first.axes}:
+            lines.append(f"{', '.join(['B', *first.axes])} = {first.name}.shape")
+        known |= {"B", *first.axes}
+        for tensor in self.tensors:
+            for place, axis in enumerate(tensor.axes):
+                if axis not in known and axis in needed:
+                    at = place - len(tensor.axes) if is_feature(axis) else place + ("T" in tensor.axes)
+                    lines.append(f"{axis} = {tensor.name}.shape[{at}]")
+                known.add(axis)
+        if "N" in needed:
+            lines.append("N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1")
+            if not needed & {"B", *first.axes}:
+                lines.insert(0, f"B = {first.name}.shape[0]")
+        return lines
+
+    def docs(self) -> list[str]:
+        """The lines about tensors, `scale` and `initial_state` in a docstring."""
+        lines = []
+        dtypes = "float32, bfloat16 or float16; any strides."
+        for axes in dict.fromkeys(tensor.axes for tensor in self.tensors):
+            names = ", ".join(tensor.name for tensor in self.tensors if tensor.axes == axes)
+            shape = ", ".join(["B", *axes] if "T" in axes else axes)
+            lines.append(f"{names}: [{shape}]" + ("." if lines else f"; {dtypes}"))
+        if self.has_scale:
+            default = python_text(self.spec.scale)
+            lines.append(f"scale: factor of the output; `{default}` if None.")
+        shapes = [f"[{', '.join(['N', *self.state_axes(state)])}]" for state in self.spec.state]
+        what = shapes[0]
+        if len(shapes) > 1:
+            each = [f"{state.name} {shape}" for state, shape in zip(self.spec.state, shapes, strict=True)]
+            what = f"({', '.join(each)})"
+        lines.append(f"initial_state: {what}, any floating dtype; zeros if None.")
+        lines.append("    N is B, or the number of packed sequences.")
+        return lines
+
+    def checks(self) -> list[str]:
+        """Statements that cast, check shapes, devices and dtypes, and bind N and `scale`."""
+        cast = [name for name in self.names if name not in self.gates]
+        comma = "," if len(cast) == 1 else ""
+        lines = [f"{', '.join(cast)}{comma} = autocast({', '.join(cast)})"] if cast else []
+        pairs = ", ".join(f'("{name}", {name})' for name in self.names)
+        shapes = [(t.name, ["B", *t.axes] if "T" in t.axes else list(t.axes)) for t in self.tensors]
+        triples = ", ".join(f'("{n}", {n}, {_tuple(axes)})' for n, axes in shapes)
+        lines.append(f"sizes = check_shapes(op, ({triples},))")
+        lines.append(f"check_tensors(op, ({pairs},))")
+        heads = {axis for t in self.tensors for axis in t.axes if axis != "T" and not is_feature(axis)}
+        for axis in sorted(heads - set(output_heads(self.spec))):
+            lines.append(f'check_groups(op, sizes, "{axis}", "{output_heads(self.spec)[0]}")')
+        first = self.first
+        lines.append(
+            'N = sizes["B"] if cu_seqlens is None'
+            f' else check_cu_seqlens(op, cu_seqlens, sizes["B"], {first}.device)'
+        )
+        lines += self._state_checks()
+        for line in self.default_scale("float(scale)"):
+            lines.append(self._sized(line))
+        return lines
+
+    def _sized(self, line: str) -> str:
+        axes = {axis for tensor in self.tensors for axis in tensor.axes}
+        return re.sub(r"\b[A-Z][A-Z0-9]*\b", lambda m: f'sizes["{m[0]}"]' if m[0] in axes else m[0], line)
+
+    def _state_checks(self) -> list[str]:
+        states, lines = self.spec.state, []
+        if len(states) == 1:
+            lines.append(f"initial_{states[0].name} = initial_state")
+        else:
+            names = ", ".join(f"initial_{state.name}" for state in states)
+            lines.append(f"{names} = split_states(op, initial_state, {len(states)})")
+        for n, state in enumerate(states):
+            called = "initial_state" if len(states) == 1 else f"initial_state[{n}]"
+            shape = ", ".join(["N", *(f'sizes["{axis}"]' for axis in self.state_axes(state))])
+            name = f"initial_{state.name}"
+            lines.append(f"if {name} is not None:")
+            lines.append(f'    check_state(op, "{called}", {name}, ({shape}), {self.first}.device)')
+        return lines
+
+
+def python_text(expression: Expression) -> str:
+    """A default of `scale` as Python, over axis sizes."""
+    return unparse(_python(expression))
+
+
+def _python(expression: Expression) -> Expression:
+    if not isinstance(expression, Apply):
+        return expression
+    names = {name: f"math.{name}" for name in ("exp", "log", "sqrt", "tanh")}
+    args = tuple(_python(each) for each in expression.args)
+    op = names.get(expression.op, expression.op)
+    return Apply(op if op != "sigmoid" else "sigmoid", args, expression.span)
+
+
+def _words(expression: Expression) -> set[str]:
+    if isinstance(expression, Symbol):
+        return {expression.name}
+    parts: Iterable[Expression] = expression.args if isinstance(expression, Apply) else ()
+    return set().union(*(_words(part) for part in parts))
+
+
+def _tuple(names: list[str]) -> str:
+    inner = ", ".join(f'"{name}"' for name in names)
+    return f"({inner},)" if len(names) == 1 else f"({inner})"
