@@ -87,13 +87,13 @@ def _title(recurrence: Recurrence) -> tuple[str, Iterator[str]]:
     return f"{spec.name}{': ' if doc else ''}{doc}", iter(())
 
 
-def _labelled(label: str, words: str) -> Iterator[str]:
+def _labelled(label: str, words: str, column: int = 10) -> Iterator[str]:
     """Words in a column of their own."""
     yield from textwrap.wrap(
         words,
         WIDTH - 2,
-        initial_indent=f"{label:<10}",
-        subsequent_indent=" " * 10,
+        initial_indent=f"{label:<{column}}",
+        subsequent_indent=" " * column,
         break_on_hyphens=False,
         break_long_words=False,
     )
@@ -146,7 +146,7 @@ def _forms(derivation: Derivation | None, refusal: FlagenError | None) -> Iterat
     for form in FORMS:
         made = form in derivation.forms
         words = _FORMS[form] if made else f"no: {reasons.get(form, 'not possible')}"
-        yield f"{form:<16}{words}"
+        yield from _labelled(form, words, 16)
     yield f"{'naive':<16}the spec itself, step by step in plain torch: the reference"
 
 

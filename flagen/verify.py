@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from flagen.analyze.recurrence import state_heads
 from flagen.derive.derivation import FORMS
-from flagen.parse.spec import Spec, Tensor
+from flagen.parse.spec import Spec, State, Tensor
 
 Tensors = dict[str, torch.Tensor]
 
@@ -144,22 +145,25 @@ def make(spec: Spec, case: Case, dtype: torch.dtype, device: torch.device) -> Te
         x[tensor.name] = _within(normal(*size), tensor.domain).to(device, dtype)
     if case.bounds is not None:
         x["cu_seqlens"] = torch.tensor(case.bounds, device=device)
-    (state,) = spec.state
-    heads = _heads(spec, case)
-    size = (case.sequences, *heads, *(case.size(axis) for axis in state.axes))
-    x["initial_state"], x["dht"] = (normal(*size).to(device) for _ in range(2))
+    for state in spec.state:
+        axes = (*state_heads(spec), *state.axes)
+        size = (case.sequences, *(case.size(axis) for axis in axes))
+        x[_initial(state)], x[_final(state)] = (normal(*size).to(device) for _ in range(2))
     return x
+
+
+def _initial(state: State) -> str:
+    return f"initial {state.name}"
+
+
+def _final(state: State) -> str:
+    """The name of the gradient of a final state."""
+    return f"d final {state.name}"
 
 
 def _arguments(spec: Spec) -> tuple[Tensor, ...]:
     """The tensors of a call: all inputs but constants."""
     return tuple(tensor for tensor in spec.inputs if tensor.value is None)
-
-
-def _heads(spec: Spec, case: Case) -> tuple[int, ...]:
-    from flagen.analyze.recurrence import state_heads
-
-    return tuple(case.size(axis) for axis in state_heads(spec))
 
 
 def _within(x: torch.Tensor, domain: tuple[float | None, float | None] | None) -> torch.Tensor:
@@ -178,34 +182,44 @@ def cast(x: Tensors, dtype: torch.dtype) -> Tensors:
 
 
 def run(form: Callable[..., Any], x: Tensors, spec: Spec, state: bool) -> Tensors:
-    """The outputs of `form` and the gradients of all that has one."""
-    names = [tensor.name for tensor in _arguments(spec)] + (["initial_state"] if state else [])
-    leaves = {name: x[name].detach().clone().requires_grad_() for name in names}
-    options: dict[str, Any] = {"output_final_state": True} if state else {}
+    """The outputs of `form` and the gradients of all that has one.
+
+    States are `ht` and `dh0` where there is one, and else have the state's name behind.
+    """
+    names = [tensor.name for tensor in _arguments(spec)]
+    states = spec.state if state else ()
+    leaves = {
+        name: x[name].detach().clone().requires_grad_() for name in (*names, *map(_initial, states))
+    }
+    options: dict[str, Any] = {name: leaves[name] for name in names}
     if "cu_seqlens" in x:
         options["cu_seqlens"] = x["cu_seqlens"]
-    o, ht = form(**leaves, **options)
-    results = {"o": o} if ht is None else {"o": o, "ht": ht}
-    weight = torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).to(o.device)
-    weights = {"o": _rounded_alike(weight).to(o.dtype)}
-    if ht is not None:
-        weights["ht"] = x["dht"].to(ht.dtype)
-    gradients = torch.autograd.grad(
-        list(results.values()),
-        list(leaves.values()),
-        list(weights.values()),
-        allow_unused=True,
+    if states:
+        initial = tuple(leaves[_initial(each)] for each in states)
+        options["initial_state"] = initial if len(initial) > 1 else initial[0]
+        options["output_final_state"] = True
+    o, last = form(**options)
+    results, weights = {"o": o}, [_weight(o)]
+    final = () if last is None else last if isinstance(last, tuple) else (last,)
+    suffixes = [f"_{each.name}" if len(states) > 1 else "" for each in states]
+    for each, suffix, value in zip(states, suffixes, final, strict=True):
+        results[f"ht{suffix}"] = value
+        weights.append(x[_final(each)].to(value.dtype))
+    labels = [f"d{name}" for name in names] + [f"dh0{suffix}" for suffix in suffixes]
+    found = torch.autograd.grad(
+        list(results.values()), list(leaves.values()), weights, allow_unused=True
     )
-    found = {name: value.detach() for name, value in results.items()}
-    for name, leaf, gradient in zip(names, leaves.values(), gradients, strict=True):
-        label = "dh0" if name == "initial_state" else f"d{name}"
-        found[label] = torch.zeros_like(leaf) if gradient is None else gradient
-    return found
+    gradients = {
+        label: torch.zeros_like(leaf) if gradient is None else gradient
+        for label, leaf, gradient in zip(labels, leaves.values(), found, strict=True)
+    }
+    return {name: value.detach() for name, value in results.items()} | gradients
 
 
-def _rounded_alike(weight: torch.Tensor) -> torch.Tensor:
-    """Values that float16 and bfloat16 both hold, so that all dtypes get the same gradient."""
-    return weight.mul(8).round().div(8).clamp(-4, 4)
+def _weight(o: torch.Tensor) -> torch.Tensor:
+    """A gradient of the output whose values every dtype holds, so that all get the same one."""
+    weight = torch.randn(o.shape, generator=torch.Generator().manual_seed(1))
+    return weight.mul(8).round().div(8).clamp(-4, 4).to(o.device, o.dtype)
 
 
 def error(found: torch.Tensor, exact: torch.Tensor) -> float:

@@ -120,11 +120,10 @@ def floor(dtype: torch.dtype, device: torch.device) -> float:
     scores to the dtype before a matrix unit takes them, but the naive reference computes in float32
     and rounds its results alone, so its float32 final state has no rounding at all. (The RMS of one
     rounding is 0.4 units.) For float32 on a CPU 1e-6, 16 units: sums of some hundred terms in
-    another order. On a GPU 5e-6: three TF32 products drop terms of 2^-22, and tensor cores truncate
-    what they accumulate, where a CPU rounds.
+    another order; on a GPU three TF32 products, which drop terms of 2^-22, are within it too.
     """
     if dtype == torch.float32:
-        return 5e-6 if device.type == "cuda" else 1e-6
+        return 1e-6
     return torch.finfo(dtype).eps / 2
 
 

@@ -15,20 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 import flagen
+from flagen.analyze.recurrence import Recurrence
 from flagen.cli import app
+from flagen.diagnostics import Diagnostic, FlagenError
 
 ROOT = Path(__file__).parent.parent
 RETENTION = ROOT / "specs" / "retention.yaml"
 FILES = ("__init__", "naive", "chunk", "fused_recurrent", "parallel")
 
-GLA = """\
-name: gla
-inputs: {q: [T, H, K], k: [T, H, K], v: [T, H, V]}
-decay: {g: [T, H, K]}
-state: {S: [K, V]}
-update: S = exp(g) * S + outer(k, v)
-output: o = dot(q, S) + 0 * dot(k, prev(S)) + dot(q, dot(k, S) * v)
-"""
 BAD = """\
 name: bad
 inputs: {q: [T, H, K], k: [T, H, K], v: [T, H, V]}
@@ -207,11 +201,16 @@ class TestMistakes:
         assert "error[FG006]" in done.err
         assert (project / "generated/retention/chunk.py").exists()
 
-    def test_no_kernels_yet(self, project: Path) -> None:
-        (project / "specs/gla.yaml").write_text(GLA)
-        done = flagen_("build", "gla")
-        assert done.code == 2
-        assert "error[FG" in done.err
+    def test_no_kernels_yet(self, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(recurrence: Recurrence) -> None:
+            source = recurrence.spec.source
+            raise FlagenError((Diagnostic("FG301", "no kernels"),), source.path, source.text)
+
+        monkeypatch.setattr("flagen.derive.derive", refuse)
+        done = flagen_("build")
+        assert done == (2, "", "error[FG301]: no kernels\n --> specs/retention.yaml\n\n")
+        assert "none yet" in flagen_("list").out
+        assert "  FG301     no kernels" in flagen_("explain", "retention").out.splitlines()
 
     def test_no_such_file(self, project: Path) -> None:
         done = flagen_("build", "nosuch.yaml", "retention")
@@ -513,7 +512,9 @@ class TestProcesses:
             re.sub(r"^forms: .*$", "forms: [fused_chunk]", spec.read_text(), flags=re.M)
         )
         assert subprocess_("build", "specs/mine.yaml").code == 0
-        done = subprocess_("verify", "specs/mine.yaml", FLAGEN_CACHE=str(project / "cache"))
+        done = subprocess_(
+            "verify", "specs/mine.yaml", FLAGEN_CACHE=str(project / "cache"), TRITON_INTERPRET="0"
+        )
         assert done.code == 0, done.out + done.err
         assert re.search(r"all \d+ comparisons are within their bounds", done.out)
         assert re.search(r"^float32 +o +ht +dq +dk +dv +dh0$", done.out, re.MULTILINE)

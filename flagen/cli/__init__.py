@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 import flagen
+from flagen import bench
 from flagen.cli import about, build, explain, new, overview, verify
 from flagen.cli.console import Commands
 
@@ -29,6 +30,9 @@ app.command(epilog=new.EXAMPLES)(new.new)
 app.command(epilog=build.EXAMPLES)(build.build)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=explain.EXAMPLES)(explain.explain)
+app.command(
+    "bench", short_help="Time operators beside their references and peers.", **bench.SETTINGS
+)(bench.bench_command)
 app.command("list")(overview.overview)
 app.command()(about.schema)
 app.command()(about.env)

@@ -12,6 +12,7 @@ from flagen.analyze.recurrence import Family, Level, Recurrence
 from flagen.derive.check import check
 from flagen.derive.derivation import FORMS, Derivation, Operands
 from flagen.derive.outer_product import ADJOINT, FORWARD
+from flagen.derive.token import token_level
 from flagen.diagnostics import Diagnostic, FlagenError
 
 __all__ = ["FORMS", "Derivation", "derive"]
@@ -23,26 +24,41 @@ def derive(recurrence: Recurrence) -> Derivation:
     Raises FlagenError where the spec asks for a form that the recurrence does not have, or where
     no form can be generated.
     """
-    reason = _not_generated(recurrence)
-    if reason:
-        raise _refusal(recurrence, "FG301", f"no kernels are generated for this recurrence: {reason}")
+    reason = _no_chunks(recurrence)
+    made = FORMS if reason is None else ("fused_recurrent",)
     spec = recurrence.spec
-    (state,), (read,) = recurrence.states, recurrence.reads
-    (write,) = state.writes
+    for form in spec.forms or ():
+        if form not in made:
+            family = f'its family is "{recurrence.family.value}"'
+            message = f"the form `{form}` is not generated for this recurrence: {reason}; {family}"
+            raise _refusal(recurrence, "FG302", message)
+    operands = forward = None
+    if reason is None:
+        (state,), (read,) = recurrence.states, recurrence.reads
+        (write,) = state.writes
+        log_decay = sympy.sympify(state.decay.log)
+        operands = Operands(read.query, write.key, write.value, log_decay)
+        forward = FORWARD
+    left_out = "the spec's `forms` leaves it out"
     derivation = Derivation(
         recurrence=recurrence,
-        operands=Operands(read.query, write.key, write.value, sympy.sympify(state.decay.log)),
-        forward=FORWARD,
-        adjoint=ADJOINT,
-        forms=tuple(form for form in FORMS if spec.forms is None or form in spec.forms),
-        refused=tuple((form, "the spec's `forms` leaves it out") for form in FORMS if spec.forms and form not in spec.forms),
+        token=token_level(spec),
+        operands=operands,
+        forward=forward,
+        adjoint=() if forward is None else ADJOINT,
+        forms=tuple(form for form in made if spec.forms is None or form in spec.forms),
+        refused=tuple(
+            (form, reason if form not in made else left_out)
+            for form in FORMS
+            if form not in made or (spec.forms and form not in spec.forms)
+        ),
     )
     check(derivation)
     return derivation
 
 
-def _not_generated(recurrence: Recurrence) -> str | None:
-    """Why this recurrence is beyond what templates exist for, in the words of the spec."""
+def _no_chunks(recurrence: Recurrence) -> str | None:
+    """Why there are no chunk forms for this recurrence (yet), in the words of the spec."""
     if recurrence.family is not Family.OUTER_PRODUCT or len(recurrence.states) != 1:
         states = ", ".join(f"`{state.name}`" for state in recurrence.states)
         return f"{states} form the family \"{recurrence.family.value}\""
@@ -57,9 +73,15 @@ def _not_generated(recurrence: Recurrence) -> str | None:
     operands = (read.query, state.writes[0].key, state.writes[0].value)
     if tuple(map(str, operands)) != ("q", "k", "v"):
         return f"its operands are {', '.join(f'`{operand}`' for operand in operands)}, and not the inputs `q`, `k`, `v`"
+    axes = {tensor.name: tensor.axes for tensor in recurrence.spec.inputs if tensor.value is None}
+    if (state.axes, axes) != (("K", "V"), _AXES):
+        return "its axes are not those of q, k: [T, H, K], v: [T, H, V] and S: [K, V]"
     if str(read.coefficient) != "scale":
         return f"the read is scaled by `{read.coefficient}`, and not by `scale`"
     return None
+
+
+_AXES = {"q": ("T", "H", "K"), "k": ("T", "H", "K"), "v": ("T", "H", "V")}
 
 
 def _refusal(recurrence: Recurrence, code: str, message: str) -> FlagenError:

@@ -8,6 +8,7 @@ from enum import Enum
 import sympy
 
 from flagen.analyze.recurrence import Recurrence
+from flagen.derive.token import TokenLevel
 
 FORMS = ("chunk", "fused_chunk", "fused_recurrent", "parallel")
 """Every form that flagen can generate, beside the naive one; the order is that of preference."""
@@ -55,14 +56,16 @@ class Operands:
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """The forms of a recurrence, with the walks of its forward and of its adjoint.
+    """The forms of a recurrence: one step and its adjoint, and the walks of the chunk forms.
 
+    `operands` and `forward` are None and `adjoint` is empty where there are no chunk forms.
     `refused` says, per form that is not made, why not.
     """
 
     recurrence: Recurrence
-    operands: Operands
-    forward: Walk
+    token: TokenLevel
+    operands: Operands | None
+    forward: Walk | None
     adjoint: tuple[Walk, ...]
     forms: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]

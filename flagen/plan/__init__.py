@@ -48,6 +48,12 @@ _RECURRENT = ModulePlan(
     kernels=("decay", "step", "recurrent_fwd", "recurrent_bwd"),
     tiles=(),
 )
+_TOKEN = ModulePlan(
+    file="fused_recurrent.py",
+    template="module/token.py.jinja",
+    kernels=("token_fwd", "token_bwd"),
+    tiles=(),
+)
 _PARALLEL = ModulePlan(
     file="parallel.py",
     template="module/parallel.py.jinja",
@@ -64,7 +70,7 @@ def plan(derivation: Derivation) -> KernelPlan:
     if "chunk" in derivation.forms or "fused_chunk" in derivation.forms:
         modules.append(_CHUNK)
     if "fused_recurrent" in derivation.forms:
-        modules.append(_RECURRENT)
+        modules.append(_TOKEN if derivation.operands is None else _RECURRENT)
     if "parallel" in derivation.forms:
         modules.append(_PARALLEL)
     return KernelPlan(derivation, tuple(modules), LEAST_SEGMENT)

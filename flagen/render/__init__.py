@@ -19,8 +19,10 @@ from flagen.plan.kernel_plan import KernelPlan, ModulePlan, Tile, TileTable
 from flagen.render.decay import DecayLines, decay_lines
 from flagen.render.environment import Block, fill
 from flagen.render.finish import GeneratedFile, finish, spec_digest
-from flagen.render.printer import TorchPrinter, TritonPrinter
-from flagen.render.steps import Statements
+from flagen.render.package import package_context
+from flagen.render.printer import TritonPrinter
+from flagen.render.reference import equations, reference_context, summary
+from flagen.render.token import token_context
 
 __all__ = ["GeneratedFile", "render", "runtime_file"]
 
@@ -54,26 +56,27 @@ class ModuleContext:
     check_arguments: Block
     check_arguments_stateless: Block
     check_arguments_layout: Block
-    imports: Block
-    exports: str
-    reference_form: str
-    pick: Block
-    constants: Block
-    token: Block
-    steps: Block
-    output: Block
-    chunk_decay: Block
-    chunk_state: str
-    attention_decay: Block
 
 
 def render(plan: KernelPlan) -> tuple[GeneratedFile, ...]:
     """The files of an operator's folder, formatted and stamped."""
     spec = plan.derivation.recurrence.spec
     return tuple(
-        finish(spec, f"{spec.name}/{module.file}", fill(module.template, _module_context(plan, module)))
+        finish(spec, f"{spec.name}/{module.file}", fill(module.template, _context(plan, module)))
         for module in plan.modules
     )
+
+
+def _context(plan: KernelPlan, module: ModulePlan) -> object:
+    """What a module's template may print."""
+    match module.template:
+        case "module/init.py.jinja":
+            return package_context(plan.derivation)
+        case "module/naive.py.jinja":
+            return reference_context(plan.derivation)
+        case "module/token.py.jinja":
+            return token_context(plan.derivation, module.kernels)
+    return _module_context(plan, module)
 
 
 def runtime_file() -> GeneratedFile:
@@ -121,43 +124,20 @@ def _module_context(plan: KernelPlan, module: ModulePlan) -> ModuleContext:
     spec = derivation.recurrence.spec
     kernel_context = _kernel_context(derivation)
     texts = [fill(f"kernel/{kernel}.py.jinja", kernel_context).strip("\n") for kernel in module.kernels]
-    statements = Statements(spec)
-    steps = [statements.assign(s.target, s.value) for s in spec.update]
-    reads = [statements.assign(s.target, s.value) for s in spec.output[:-1]]
-    result = statements.text(spec.output[-1].value).code
     constant = derivation.recurrence.states[0].decay.level is Level.CONSTANT
-    tensors = [t.name for t in spec.inputs if "T" in t.axes]
     return ModuleContext(
         name=spec.name,
         kernels=Block.of("\n\n\n".join(text for text in texts if text)),
         tiles=Block.of("\n\n\n".join(_tile_function(table) for table in module.tiles)),
         least_segment=plan.least_segment,
         digest=spec_digest(spec),
-        summary=(spec.doc.strip().splitlines() or [spec.name])[0],
-        equations=Block.of("\n".join(_equations(spec))),
+        summary=summary(spec),
+        equations=Block.of("\n".join(equations(spec))),
         attention=Block.of(_attention(constant)),
         check_arguments=Block.of(_check_arguments("K, V")),
         check_arguments_stateless=Block.of(_check_arguments(None)),
         check_arguments_layout=Block.of(_check_arguments("*((V, K) if state_v_first else (K, V))")),
-        imports=Block.of(_imports(spec.name, derivation.forms)),
-        exports=repr(_exports(spec.name, derivation.forms)).replace("'", '"'),
-        reference_form=f"{derivation.forms[0]}_{spec.name}",
-        pick=Block.of(_pick(spec.name, derivation.forms)),
-        constants=Block.of(_constants(spec)),
-        token=Block.of(f"{', '.join(f'{n}_t' for n in tensors)} = (x[rows, t].to(dtype) for x in ({', '.join(tensors)}))"),
-        steps=Block.of("\n".join(steps)),
-        output=Block.of("\n".join([*reads, f"o.append({result})"])),
-        chunk_decay=Block.of(_chunk_decay(derivation)),
-        chunk_state="G_end.exp() * S + " if constant else "S + ",
-        attention_decay=Block.of(_attention_decay(derivation)),
     )
-
-
-def _equations(spec: Spec) -> list[str]:
-    """The spec's statements with what its constants are, for docstrings."""
-    lines = [f"    {statement.text}" for statement in (*spec.update, *spec.output)]
-    lines += [f"    {t.name} = {unparse(t.value)}" for t in spec.inputs if t.value is not None]
-    return lines
 
 
 def _attention(constant: bool) -> str:
@@ -218,74 +198,3 @@ def _check_arguments(state: str | None) -> str:
             'scale = sizes["K"] ** -0.5 if scale is None else float(scale)',
         ]
     return "\n".join(lines)
-
-
-_FILES = {"chunk": "chunk", "fused_chunk": "chunk", "fused_recurrent": "fused_recurrent", "parallel": "parallel"}
-
-
-def _imports(name: str, forms: tuple[str, ...]) -> str:
-    found: dict[str, list[str]] = {}
-    for form in forms:
-        found.setdefault(_FILES[form], []).append(f"{form}_{name}")
-    lines = [f"from .{file} import {', '.join(sorted(names))}" for file, names in sorted(found.items())]
-    return "\n".join(sorted([*lines, f"from .naive import naive_chunk_{name}, naive_{name}"]))
-
-
-def _exports(name: str, forms: tuple[str, ...]) -> list[str]:
-    return sorted([*(f"{form}_{name}" for form in forms), f"naive_{name}", f"naive_chunk_{name}", name])
-
-
-def _pick(name: str, forms: tuple[str, ...]) -> str:
-    """The body of the function without a prefix."""
-    arguments = "(q, k, v, scale, initial_state, output_final_state, cu_seqlens=cu_seqlens)"
-    chunked = next((form for form in ("chunk", "fused_chunk") if form in forms), None)
-    if chunked and "fused_recurrent" in forms:
-        return (
-            f"if q.dim() == 4 and q.shape[1] <= 16:\n    return fused_recurrent_{name}{arguments}\n"
-            f"return {chunked}_{name}{arguments}"
-        )
-    return f"return {chunked or forms[0]}_{name}{arguments}"
-
-
-def _constants(spec: Spec) -> str:
-    """The constants of the spec as tensors, evaluated in float64."""
-    lines = []
-    for tensor in spec.inputs:
-        if tensor.value is None:
-            continue
-        (axis,) = tensor.axes
-        code = TorchPrinter().doprint(constant_value(tensor.value))
-        lines += [
-            f"{axis.lower()} = torch.arange({axis}, dtype=torch.float64, device=q.device)",
-            f"{tensor.name} = ({code}).to(dtype)" if not code.startswith("torch.") else f"{tensor.name} = {code}.to(dtype)",
-        ]
-    return "\n".join(lines)
-
-
-def _chunk_decay(derivation: Derivation) -> str:
-    """G, G_end and D of a chunk, for the chunked reference."""
-    lines = ["i = torch.arange(end - start, dtype=dtype, device=q.device)"]
-    if derivation.recurrence.states[0].decay.level is Level.CONSTANT:
-        g = TorchPrinter().doprint(derivation.operands.log_decay)
-        g = g if g.isidentifier() else f"({g})"
-        return "\n".join(
-            [
-                *lines,
-                f"G = (i + 1)[:, None] * {g}[:, None, None]",
-                "G_end = G[:, -1:]",
-                "D = (G - G.transpose(-1, -2)).clamp(max=0).exp().tril()",
-            ]
-        )
-    return "\n".join(
-        [
-            "n = end - start",
-            "G = torch.zeros(H, n, 1, dtype=dtype, device=q.device)",
-            "G_end = G[:, -1:]",
-            "D = torch.ones(n, n, dtype=dtype, device=q.device).tril()",
-        ]
-    )
-
-
-def _attention_decay(derivation: Derivation) -> str:
-    """D of a whole sequence, for the attention matrix."""
-    return _chunk_decay(derivation).replace("end - start", "eos - bos")

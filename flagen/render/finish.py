@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from flagen.parse.expression import unparse
 from flagen.parse.spec import Spec
 
-ALLOWED_IMPORTS = frozenset({"__future__", "collections", "functools", "os", "torch", "triton", "typing", "warnings"})
+ALLOWED_IMPORTS = frozenset({"__future__", "collections", "functools", "math", "os", "torch", "triton", "typing", "warnings"})
 """Modules that a generated file may import, beside its neighbours."""
 
 

@@ -111,12 +111,12 @@ def _each(names: Sequence[str], *endings: str) -> list[str]:
 
 
 def _wrapped(names: Sequence[str], width: int = 90) -> Block:
-    """Names with commas, over several lines; the last comma is the template's."""
+    """Names with commas, over several lines."""
     lines = [""]
     for name in names:
         if len(lines[-1]) + len(name) > width:
             lines.append("")
-        lines[-1] += f"{name}, " if name != names[-1] else name
+        lines[-1] += f"{name}, "
     return Block(tuple(line.rstrip() for line in lines))
 
 
@@ -179,7 +179,8 @@ def _constant(layout: Layout, tensor: Tensor) -> list[str]:
 
 def _output_row(layout: Layout, name: str) -> list[str]:
     axes = (*layout.level.heads, *layout.output_axes)
-    return [f"p_{name} = {name} + {layout.row('bos', axes)}"]
+    line = f"p_{name} = {name} + {layout.row('bos', axes)}"
+    return [line] if name != layout.output else [f"if {name} is not None:", f"    {line}"]
 
 
 def _saved_rows(layout: Layout) -> list[str]:

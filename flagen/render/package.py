@@ -1,0 +1,73 @@
+"""The package of an operator: what it exports, and the function that picks a form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flagen.derive.derivation import Derivation
+from flagen.render.environment import Block
+from flagen.render.reference import signature_of, summary
+
+
+@dataclass(frozen=True, slots=True)
+class PackageContext:
+    """What `module/init.py.jinja` may print."""
+
+    name: str
+    summary: str
+    imports: Block
+    exports: str
+    parameters: Block
+    scale_parameter: Block
+    state_type: str
+    reference_form: str
+    pick: Block
+
+
+def package_context(derivation: Derivation) -> PackageContext:
+    """The lines of an operator's `__init__.py`."""
+    spec, signature = derivation.recurrence.spec, signature_of(derivation)
+    name, forms = spec.name, derivation.forms
+    naive = [f"naive_{name}"]
+    if derivation.operands is not None:
+        naive.append(f"naive_chunk_{name}")
+    exports = sorted([*(f"{form}_{name}" for form in forms), *naive, name])
+    call = signature.call("initial_state", "output_final_state", "cu_seqlens=cu_seqlens")
+    return PackageContext(
+        name=name,
+        summary=summary(spec),
+        imports=Block.of(_imports(name, forms, naive)),
+        exports=repr(exports).replace("'", '"'),
+        parameters=Block(tuple(signature.parameters())),
+        scale_parameter=Block(tuple(signature.scale_parameter())),
+        state_type=signature.state_type,
+        reference_form=f"{forms[0]}_{name}",
+        pick=Block.of(_pick(name, forms, f"({call})")),
+    )
+
+
+_FILES = {
+    "chunk": "chunk",
+    "fused_chunk": "chunk",
+    "fused_recurrent": "fused_recurrent",
+    "parallel": "parallel",
+}
+
+
+def _imports(name: str, forms: tuple[str, ...], naive: list[str]) -> str:
+    found: dict[str, list[str]] = {}
+    for form in forms:
+        found.setdefault(_FILES[form], []).append(f"{form}_{name}")
+    lines = [f"from .{file} import {', '.join(sorted(names))}" for file, names in found.items()]
+    return "\n".join(sorted([*lines, f"from .naive import {', '.join(sorted(naive))}"]))
+
+
+def _pick(name: str, forms: tuple[str, ...], arguments: str) -> str:
+    """The body of the function without a prefix."""
+    chunked = next((form for form in ("chunk", "fused_chunk") if form in forms), None)
+    if chunked and "fused_recurrent" in forms:
+        return (
+            f"if q.dim() == 4 and q.shape[1] <= 16:\n    return fused_recurrent_{name}{arguments}\n"
+            f"return {chunked}_{name}{arguments}"
+        )
+    return f"return {chunked or forms[0]}_{name}{arguments}"
