@@ -215,10 +215,17 @@ _EXACT = {
 
 
 def axis_order(spec: Spec) -> tuple[str, ...]:
-    """All feature axes: those of the states first, as they are in memory."""
-    axes = [axis for state in spec.state for axis in state.axes]
-    axes += [axis for tensor in spec.inputs for axis in tensor.axes]
-    return tuple(filter(is_feature, dict.fromkeys(axes)))
+    """All feature axes, those of the states first, each state's in the order of its memory.
+
+    Where two states contradict each other, the first one decides.
+    """
+    order: list[str] = []
+    for state in spec.state:
+        for axis, after in zip(state.axes, (*state.axes[1:], ""), strict=True):
+            if axis not in order:
+                order.insert(order.index(after) if after in order else len(order), axis)
+    axes = [axis for tensor in spec.inputs for axis in tensor.axes]
+    return tuple(dict.fromkeys([*order, *filter(is_feature, axes)]))
 
 
 def output_axes(step: Step, output: str) -> tuple[str, ...]:

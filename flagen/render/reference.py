@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flagen.analyze.normal_form import constant_value
 from flagen.analyze.recurrence import Level, output_heads, state_heads
 from flagen.derive.derivation import Derivation
-from flagen.derive.step import output_axes
+from flagen.derive.step import axis_order, output_axes
 from flagen.parse.expression import unparse
 from flagen.parse.spec import Spec, Tensor
 from flagen.render.environment import Block
 from flagen.render.printer import TorchPrinter
 from flagen.render.signature import Signature
-from flagen.render.steps import Statements
+from flagen.render.steps import Statements, constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +120,7 @@ def _statements(spec: Spec, signature: Signature) -> tuple[list[str], list[str]]
     reads = [statements.assign(s.target, s.value) for s in spec.output[:-1]]
     text = statements.text(spec.output[-1].value)
     wanted = tuple(axis for axis in statements.order if axis in signature.output_shape().split(", "))
-    shape = ", ".join(["size", *wanted])
-    code = statements.over(text, wanted, shape).code
-    features = [axis for axis in wanted if axis in signature.output_axes]
-    if tuple(features) != signature.output_axes:
-        places = [features.index(axis) - len(features) for axis in signature.output_axes]
-        code = f"({code}).permute(*range({len(wanted) + 1 - len(features)}), {', '.join(map(str, places))})"
+    code = statements.over(text, wanted, ", ".join(["size", *wanted])).code
     before = [f"{name}_before = {name}" for name in statements.before]
     return [*before, *steps], [*reads, f"{signature.output}.append({code})"]
 
@@ -152,7 +146,17 @@ def _start(signature: Signature) -> list[str]:
             lines.append(f"{state.name} = {state.name}.repeat_interleave({group}, 1)")
         elif group:
             lines.append(f"{state.name} = {state.name}[:, None].expand(-1, {group}, {_ones(state.axes)})")
-    return lines
+    return lines + [f"{name} = {name}.transpose(-1, -2)" for name in _transposed(signature)]
+
+
+def _transposed(signature: Signature) -> list[str]:
+    """The states whose axes are in another order in memory than in the statements."""
+    order = axis_order(signature.spec)
+    names = []
+    for state in signature.spec.state:
+        if list(state.axes) != sorted(state.axes, key=order.index):
+            names.append(state.name)
+    return names
 
 
 def _ones(axes: tuple[str, ...]) -> str:
@@ -172,7 +176,8 @@ def _final(signature: Signature) -> str:
     group, states = _group(signature), []
     for state in signature.spec.state:
         index = f"[:, :: {group}]" if group and state_heads(signature.spec) else "[:, 0]"
-        states.append(f"{state.name}{index if group else ''}")
+        back = ".transpose(-1, -2)" if state.name in _transposed(signature) else ""
+        states.append(f"{state.name}{index if group else ''}{back}")
     return states[0] if len(states) == 1 else f"({', '.join(states)})"
 
 
@@ -206,17 +211,11 @@ def _slice(signature: Signature, tensor: Tensor) -> str:
 
 def _constants(spec: Spec, first: str) -> str:
     """The constants of the spec as tensors, evaluated in float64, and parameters with all heads."""
+    taken = {tensor.name for tensor in spec.inputs}
     lines = []
     for tensor in spec.inputs:
-        if tensor.value is None:
-            continue
-        for place, axis in enumerate(tensor.axes):
-            index = "" if place == len(tensor.axes) - 1 else "[:, None]"
-            made = f"torch.arange({axis}, dtype=torch.float64, device={first}.device){index}"
-            lines.append(f"{axis.lower()} = {made}")
-        code = TorchPrinter().doprint(constant_value(tensor.value))
-        code = code if code.startswith("torch.") else f"({code})"
-        lines.append(f"{tensor.name} = {code}.to(dtype)")
+        if tensor.value is not None:
+            lines += constant(tensor, taken, f"{first}.device")
     return "\n".join(lines + _fixed(spec))
 
 

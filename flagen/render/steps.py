@@ -6,11 +6,12 @@ belongs to a token also has the batch in front, and the output's heads.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from flagen.analyze.recurrence import is_feature, output_heads
 from flagen.derive.step import axis_order
-from flagen.parse.spec import Apply, Expression, Number, Spec, Symbol
+from flagen.parse.spec import Apply, Expression, Number, Spec, Symbol, Tensor
 
 _BINARY = {"+": (" + ", 1), "-": (" - ", 1), "*": (" * ", 2), "outer": (" * ", 2), "/": (" / ", 2), "**": ("**", 4)}
 _CALLS = {
@@ -62,7 +63,10 @@ class Statements:
             else:
                 heads = self.heads if len(features) < len(tensor.axes) else ()
                 self.known[tensor.name] = Text(tensor.name, (*heads, *features), kind="fixed")
-        self.states = {state.name: (*self.heads, *state.axes) for state in spec.state}
+        self.states = {
+            state.name: tuple(axis for axis in self.order if axis in (*self.heads, *state.axes))
+            for state in spec.state
+        }
         for name, axes in self.states.items():
             self.known[name] = Text(name, axes)
         self.before: list[str] = []
@@ -80,7 +84,7 @@ class Statements:
         if text.axes == axes and text.kind == "token":
             return text
         if text.kind == "number":
-            return Text(f"torch.full({shape}, {text.code})", axes)
+            return Text(f"torch.full_like({shape.removesuffix('.shape')}, {text.code})", axes)
         return Text(f"{_within(_aligned(text, axes), 5)}.expand({shape})", axes)
 
     def text(self, node: Expression) -> Text:
@@ -90,7 +94,7 @@ class Statements:
                 code = str(numerator) if denominator == 1 else f"{numerator / denominator!r}"
                 return Text(code, (), kind="number")
             case Symbol(name):
-                return self.known[name]
+                return self.known.get(name) or Text(name, (), kind="number")  # an axis's size
             case Apply("prev", (Symbol(name),)):
                 if name not in self.before:
                     self.before.append(name)
@@ -117,7 +121,7 @@ class Statements:
         codes = []
         for arg in args:
             arg = _aligned(arg, axes)
-            codes.append(f"torch.tensor({arg.code})" if arg.kind == "number" else arg.code)
+            codes.append(f"torch.tensor({arg.code}, dtype=torch.float64)" if arg.kind == "number" else arg.code)
         return Text(_CALLS[op].format(*codes), axes, kind="fixed" if kind == "number" else kind)
 
     def _joined(self, parts: list[Text]) -> tuple[tuple[str, ...], str]:
@@ -138,6 +142,36 @@ class Statements:
         place = operand.axes.index(axis) - len(operand.axes)
         axes = tuple(each for each in operand.axes if each != axis)
         return Text(f"{_within(operand, 5)}.{how}({place})", axes, kind=operand.kind)
+
+
+def constant(tensor: Tensor, taken: set[str], device: str) -> list[str]:
+    """Statements for a constant, evaluated in float64 from the indices of its axes.
+
+    An index is called like its axis, `h` for H, unless that is the name of something else.
+    """
+    assert tensor.value is not None
+    printer = Statements.__new__(Statements)
+    printer.heads, printer.order, printer.states = (), list(tensor.axes), {}
+    printer.known, lines = {}, []
+    float64 = f"dtype=torch.float64, device={device}"
+    for axis in tensor.axes:
+        index = axis.lower() if axis.lower() not in taken else f"i_{axis.lower()}"
+        printer.known[axis.lower()] = Text(index, (axis,), kind="fixed")
+        lines.append(f"{index} = torch.arange({axis}, {float64})")
+    text = printer.text(tensor.value)
+    shape = ", ".join(tensor.axes)
+    if text.kind == "number":
+        lines = [f"{tensor.name} = torch.full(({shape},), {text.code}, {float64}).to(dtype)"]
+    else:
+        expand = "" if text.axes == tensor.axes else f".expand({shape})"
+        code = _within(_aligned(text, tensor.axes), 5)
+        lines.append(f"{tensor.name} = {code}.to(dtype){expand}")
+    used = [line for line in lines[:-1] if _names(line.split(" = ")[0], lines[-1])]
+    return [*used, lines[-1]]
+
+
+def _names(name: str, text: str) -> bool:
+    return re.search(rf"\b{name}\b", text.split(" = ", 1)[1]) is not None
 
 
 def _aligned(text: Text, axes: tuple[str, ...]) -> Text:
