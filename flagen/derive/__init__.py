@@ -1,7 +1,8 @@
-"""derive: a recurrence becomes forms, each made of walks, with the adjoint beside the forward.
+"""derive: a recurrence becomes forms, with the adjoint beside the forward.
 
-Which algebra applies is the family's matter (`outer_product`); `chunks` gives the result a meaning
-in NumPy, and `check` holds that against the spec's own meaning before any kernel exists.
+Every recurrence has the token level (`token`): one step as a program, and its adjoint. Which chunk
+forms there are is the family's matter (`outer_product`); they are made of walks. `chunks` gives those
+a meaning in NumPy, and `check` holds that against the spec's own meaning before any kernel exists.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def derive(recurrence: Recurrence) -> Derivation:
         adjoint=() if forward is None else ADJOINT,
         forms=tuple(form for form in made if spec.forms is None or form in spec.forms),
         refused=tuple(
-            (form, reason if form not in made else left_out)
+            (form, reason if reason and form not in made else left_out)
             for form in FORMS
             if form not in made or (spec.forms and form not in spec.forms)
         ),

@@ -2,7 +2,7 @@
 
 A `Step` is what the token-level kernels compute. Its inputs are a token's inputs and the states
 before the step, its results the states after the step and the output. Time and heads are gone: one
-program sees one token of one head, so the axes of a node are the features that its value varies over.
+program sees one token of one head, so the axes of a node are the features that it varies over.
 
 `StepBuilder` makes each value once: what two statements share is computed once, and so is what the
 adjoint shares with its forward (`step_adjoint`).
@@ -10,7 +10,7 @@ adjoint shares with its forward (`step_adjoint`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -18,7 +18,6 @@ from flagen.analyze.functions import POINTWISE
 from flagen.analyze.recurrence import is_feature
 from flagen.parse.spec import Apply, Expression, Number, Spec, Symbol
 
-ARITHMETIC = ("+", "-", "*", "/", "neg")
 LEAVES = ("input", "number", "size")
 
 
@@ -97,6 +96,12 @@ class StepBuilder:
     nodes: list[Node] = field(default_factory=list)
     _place: dict[Node, int] = field(default_factory=dict)
 
+    @staticmethod
+    def of(step: Step) -> StepBuilder:
+        """A builder that has the nodes of `step` already."""
+        places = {node: place for place, node in enumerate(step.nodes)}
+        return StepBuilder(step.order, list(step.nodes), places)
+
     def add(self, node: Node) -> int:
         """The place of a node, which is new or already there."""
         if node not in self._place:
@@ -159,10 +164,12 @@ class StepBuilder:
     def _simplified(self, op: str, args: tuple[int, ...]) -> int | None:
         """What an operator amounts to where an operand is a number, or None."""
         values = tuple(self.value(arg) for arg in args)
-        if op in _EXACT and None not in values and not (op == "/" and values[1] == 0):
-            return self.number(_EXACT[op](*values))
-        if op in POINTWISE and None not in values:
-            return self.number(Fraction(float(POINTWISE[op][1](*map(float, values)))))
+        known = [value for value in values if value is not None]
+        if len(known) == len(args) and not (op == "/" and known[1] == 0):
+            if op in _EXACT:
+                return self.number(_EXACT[op](*known))
+            if op in POINTWISE:
+                return self.number(Fraction(float(POINTWISE[op][1](*map(float, known)))))
         first, second = args[0], args[-1]
         match op, values:
             case ("+", (0, _)) | ("*", (1, _)):
@@ -205,7 +212,7 @@ class StepBuilder:
         return self.add(Node("**", (base, self.number(exponent)), axes))
 
 
-_EXACT = {
+_EXACT: dict[str, Callable[..., Fraction]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,

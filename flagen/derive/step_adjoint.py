@@ -1,15 +1,15 @@
 """The adjoint of a step: reverse mode over its program.
 
-With L a function of all outputs and final states, X = ∂L/∂S[t] and do = ∂L/∂o[t], the adjoint of
-`S[t], o[t] = step(S[t-1], inputs)` gives ∂L/∂S[t-1] and the gradients of the inputs, each as the sum
-of what its uses contribute: for y = f(a, b), da += ∂f/∂a dy, summed over the axes that a lacks.
+With L a function of all outputs and final states, dS = ∂L/∂S[t] and do = ∂L/∂o[t], the adjoint of
+`S[t], o[t] = step(S[t-1], inputs)` gives ∂L/∂S[t-1] and the gradients of the inputs, each as the
+sum of what its uses contribute: for y = f(a, b), da += ∂f/∂a dy, summed over the axes that a lacks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial, reduce
 
 import sympy
 
@@ -23,8 +23,7 @@ def adjoint(step: Step, states: Mapping[str, tuple[str, ...]], constants: frozen
     Inputs `dS` and results `dS` are the gradients by the state after and before the step. `scale`
     and `constants` have no gradient.
     """
-    builder = StepBuilder(step.order, list(step.nodes))
-    builder._place.update({node: place for place, node in enumerate(step.nodes)})
+    builder = StepBuilder.of(step)
     gradients: dict[int, int] = {}
 
     def give(node: int, over: tuple[str, ...], value: int) -> None:
@@ -36,9 +35,9 @@ def adjoint(step: Step, states: Mapping[str, tuple[str, ...]], constants: frozen
             value = builder.apply("+", gradients[node], value)
         gradients[node] = value
 
-    for name, node in step.results:
-        axes = states.get(name, builder.axes(node))
-        give(node, builder.axes(node), builder.input(f"d{name}", axes))
+    for name, result in step.results:
+        axes = states.get(name, builder.axes(result))
+        give(result, builder.axes(result), builder.input(f"d{name}", axes))
     for place in reversed(range(len(step.nodes))):
         node = step.nodes[place]
         if place not in gradients or not node.args:
@@ -56,10 +55,8 @@ def adjoint(step: Step, states: Mapping[str, tuple[str, ...]], constants: frozen
     return pruned(whole, results)
 
 
-def _operands(
-    builder: StepBuilder, step: Step, place: int, d: int
-) -> list[tuple[int, int]]:
-    """What the operands of a node get for its gradient `d`, not yet summed over their other axes."""
+def _operands(builder: StepBuilder, step: Step, place: int, d: int) -> list[tuple[int, int]]:
+    """What the operands of a node get for its gradient `d`, not yet summed over other axes."""
     node = step.nodes[place]
     apply = builder.apply
     match node.op, node.args:
@@ -74,13 +71,13 @@ def _operands(
             return [(a, to_a), (b, apply("neg", apply("*", to_a, place)))]
         case "neg", (a,):
             return [(a, apply("neg", d))]
-        case ("sum" | "expand"), (a,):
+        case (("sum" | "expand"), (a,)):
             return [(a, d)]
     found = []
     for which, operand in enumerate(node.args):
         if builder.value(operand) is None:
-            partial = _from_sympy(builder, derivative(node.op, which), node.args)
-            found.append((operand, apply("*", d, partial)))
+            slope = _from_sympy(builder, derivative(node.op, which), node.args)
+            found.append((operand, apply("*", d, slope)))
     return found
 
 
@@ -125,10 +122,8 @@ def _from_sympy(builder: StepBuilder, expression: sympy.Expr, args: tuple[int, .
         operands = [node(each) for each in part.args]
         if isinstance(part, sympy.Add | sympy.Mul):
             op = "+" if isinstance(part, sympy.Add) else "*"
-            result = operands[0]
-            for operand in operands[1:]:
-                result = builder.apply(op, result, operand)
-            return result
+            combined: int = reduce(partial(builder.apply, op), operands)
+            return combined
         op = "**" if isinstance(part, sympy.Pow) else _FUNCTIONS[type(part)]
         return builder.apply(op, *operands)
 

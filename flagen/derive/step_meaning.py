@@ -1,7 +1,7 @@
 """A step program and its adjoint in float64 NumPy, along one sequence, and their self-check.
 
-What the token-level kernels compute, before any kernel exists: `walk_forward` against the spec's own
-step-by-step meaning, `walk_backward` against differences of it along random directions.
+What the token-level kernels compute, before any kernel exists: `walk_forward` against the spec's
+own step-by-step meaning, `walk_backward` against differences of it along random directions.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ def walk_forward(
     sequence = Sequence.of(spec, arrays)
     output = spec.output[-1].target
 
-    def one(
-        inputs: dict[str, Named], states: dict[str, Named]
-    ) -> tuple[Named, dict[str, Named]]:
+    def one(inputs: dict[str, Named], states: dict[str, Named]) -> tuple[Named, dict[str, Named]]:
         results = evaluate_step(step, inputs | states, sequence.sizes)
         return results[output], {name: results[name] for name in states}
 
@@ -91,7 +89,9 @@ def walk_backward(
     for t in range(sizes["T"]):
         before.append(states)
         inputs = {name: named.at("T", t) for name, named in sequence.inputs.items()}
-        states = {n: v for n, v in evaluate_step(step, inputs | states, sizes).items() if n in states}
+        states = {
+            n: v for n, v in evaluate_step(step, inputs | states, sizes).items() if n in states
+        }
     carried = {f"d{n}": v for n, v in _states(sequence, d_final, heads, first=True).items()}
     given = {t.name: t.axes for t in spec.inputs if t.value is None}
     found = {name: np.zeros([sizes[axis] for axis in axes]) for name, axes in given.items()}
@@ -167,7 +167,9 @@ def check_step(step: Step, backward: Step, spec: Spec) -> None:
     for name, a, b, tolerance in pairs:
         finite = np.isfinite(a)
         if a.shape != b.shape or not np.allclose(a[finite], b[finite], tolerance, tolerance):
-            raise InternalError(f"the step of {spec.name} gives another `{name}` than its statements")
+            raise InternalError(
+                f"the step of {spec.name} gives another `{name}` than its statements"
+            )
 
 
 def _slope(
@@ -182,8 +184,9 @@ def _slope(
 ) -> float:
     """The derivative of the loss along a direction of one tensor, by central differences."""
     losses = []
+    given = initial[name] if name in initial else arrays[name]
     for sign in (1, -1):
-        moved = {name: (initial | arrays)[name] + sign * epsilon * direction}  # type: ignore[operator]
+        moved = {name: given + sign * epsilon * direction}
         start = {n: moved.get(n, a) for n, a in initial.items()}
         output, final = run(spec, {n: moved.get(n, a) for n, a in arrays.items()}, start)
         loss = np.sum(output * d_output) + sum(np.sum(final[n] * d_final[n]) for n in d_final)

@@ -1,8 +1,8 @@
 """The token level: one step after another, which every affine recurrence has.
 
-`S[t], o[t] = step(S[t-1], inputs[t])` forward, and its adjoint from the last token to the first. What
-blocks of a state can be computed apart follows from the program: those along an axis that no sum
-runs over.
+`S[t], o[t] = step(S[t-1], inputs[t])` forward, and its adjoint from the last token to the first.
+What blocks of a state can be computed apart follows from the program: those along an axis that no
+sum runs over.
 """
 
 from __future__ import annotations
@@ -67,4 +67,3 @@ def token_level(spec: Spec) -> TokenLevel:
         heads=output_heads(spec),
         state_heads=state_heads(spec),
     )
-

@@ -1,7 +1,8 @@
 """render: a plan becomes the text of files.
 
-`environment` fills templates, `decay` and `steps` write the lines that depend on the mathematics,
-`finish` formats and stamps. Templates see only the dataclasses below.
+`environment` fills templates, `finish` formats and stamps. What a template may print is a dataclass:
+that of `package` for an operator's `__init__.py`, of `reference` for the naive forms, of `token` for
+the token level, and for the chunk forms those below, with the lines for a decay from `decay`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import sympy
 
 from flagen.analyze.normal_form import constant_value
 from flagen.analyze.recurrence import Level
-from flagen.derive.derivation import Derivation
+from flagen.derive.derivation import Derivation, Operands
+from flagen.diagnostics import InternalError
 from flagen.parse.expression import unparse
 from flagen.parse.spec import Spec
 from flagen.plan.kernel_plan import KernelPlan, ModulePlan, Tile, TileTable
@@ -97,10 +99,16 @@ def _kernel_context(derivation: Derivation) -> KernelContext:
         name=spec.name,
         decay=decay_lines(spec.name, state.decay.level),
         log2_decay="" if log is None else TritonPrinter().doprint(log),
-        decay_formula=str(derivation.operands.log_decay) if log is None else _formula(spec),
+        decay_formula=str(_operands(derivation).log_decay) if log is None else _formula(spec),
         log2_e=LOG2_E,
         unbounded="1 << 30",
     )
+
+
+def _operands(derivation: Derivation) -> Operands:
+    if derivation.operands is None:
+        raise InternalError("a chunk form is rendered for a recurrence that has none")
+    return derivation.operands
 
 
 def _constant_log_decay(derivation: Derivation) -> sympy.Expr | None:
@@ -112,7 +120,7 @@ def _constant_log_decay(derivation: Derivation) -> sympy.Expr | None:
         for tensor in derivation.recurrence.spec.inputs
         if tensor.value is not None
     }
-    return derivation.operands.log_decay.subs(values)
+    return _operands(derivation).log_decay.subs(values)
 
 
 def _formula(spec: Spec) -> str:

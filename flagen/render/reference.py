@@ -83,7 +83,9 @@ def reference_context(derivation: Derivation) -> ReferenceContext:
         output=Block(tuple(output)),
         final=_final(signature),
         no_output=empty,
-        final_states="tuple(torch.cat(x) for x in zip(*final, strict=True))" if many else "torch.cat(final)",
+        final_states="tuple(torch.cat(x) for x in zip(*final, strict=True))"
+        if many
+        else "torch.cat(final)",
         reference_form=f"{derivation.forms[0]}_{spec.name}",
         chunked=chunked,
         chunk_decay=Block.of(_chunk_decay(derivation) if chunked else ""),
@@ -119,7 +121,9 @@ def _statements(spec: Spec, signature: Signature) -> tuple[list[str], list[str]]
     steps = [statements.assign(s.target, s.value) for s in spec.update]
     reads = [statements.assign(s.target, s.value) for s in spec.output[:-1]]
     text = statements.text(spec.output[-1].value)
-    wanted = tuple(axis for axis in statements.order if axis in signature.output_shape().split(", "))
+    wanted = tuple(
+        axis for axis in statements.order if axis in signature.output_shape().split(", ")
+    )
     code = statements.over(text, wanted, ", ".join(["size", *wanted])).code
     before = [f"{name}_before = {name}" for name in statements.before]
     return [*before, *steps], [*reads, f"{signature.output}.append({code})"]
@@ -145,7 +149,9 @@ def _start(signature: Signature) -> list[str]:
         if group and state_heads(spec):
             lines.append(f"{state.name} = {state.name}.repeat_interleave({group}, 1)")
         elif group:
-            lines.append(f"{state.name} = {state.name}[:, None].expand(-1, {group}, {_ones(state.axes)})")
+            lines.append(
+                f"{state.name} = {state.name}[:, None].expand(-1, {group}, {_ones(state.axes)})"
+            )
     return lines + [f"{name} = {name}.transpose(-1, -2)" for name in _transposed(signature)]
 
 
@@ -206,7 +212,9 @@ def _slice(signature: Signature, tensor: Tensor) -> str:
         return code
     if own:
         return f"{code}.repeat_interleave({heads[0]} // {own[0]}, 1)"
-    return f"{code}[:, None].expand({', '.join(['-1', heads[0], *('-1' for _ in tensor.axes[1:])])})"
+    return (
+        f"{code}[:, None].expand({', '.join(['-1', heads[0], *('-1' for _ in tensor.axes[1:])])})"
+    )
 
 
 def _constants(spec: Spec, first: str) -> str:

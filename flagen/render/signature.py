@@ -1,4 +1,4 @@
-"""What the public functions of an operator have in common: arguments, their docs and their checks."""
+"""What the public functions of an operator share: arguments, their docs and their checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cached_property
 from flagen.analyze.recurrence import Recurrence, is_feature, output_heads, state_heads
 from flagen.derive.token import arguments
 from flagen.parse.expression import unparse
-from flagen.parse.spec import Apply, Expression, Spec, State, Symbol, Tensor
+from flagen.parse.spec import Apply, Expression, Number, Spec, State, Symbol, Tensor
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ class Signature:
     def sizes(self, text: str) -> list[str]:
         """Statements for the sizes that `text` needs, from the shapes of the tensors."""
         needed = set(re.findall(r"\b[A-Z][A-Z0-9]*\b", text))
-        lines, known = [], {"T"}
+        lines: list[str] = []
+        known = {"T"}
         first = next(tensor for tensor in self.tensors if tensor.name == self.first)
         if needed & {"B", *first.axes}:
             lines.append(f"{', '.join(['B', *first.axes])} = {first.name}.shape")
@@ -108,7 +109,8 @@ class Signature:
         for tensor in self.tensors:
             for place, axis in enumerate(tensor.axes):
                 if axis not in known and axis in needed:
-                    at = place - len(tensor.axes) if is_feature(axis) else place + ("T" in tensor.axes)
+                    batch = "T" in tensor.axes
+                    at = place - len(tensor.axes) if is_feature(axis) else place + batch
                     lines.append(f"{axis} = {tensor.name}.shape[{at}]")
                 known.add(axis)
         if "N" in needed:
@@ -119,7 +121,7 @@ class Signature:
 
     def docs(self) -> list[str]:
         """The lines about tensors, `scale` and `initial_state` in a docstring."""
-        lines = []
+        lines: list[str] = []
         dtypes = "float32, bfloat16 or float16; any strides."
         for axes in dict.fromkeys(tensor.axes for tensor in self.tensors):
             names = ", ".join(tensor.name for tensor in self.tensors if tensor.axes == axes)
@@ -131,8 +133,8 @@ class Signature:
         shapes = [f"[{', '.join(['N', *self.state_axes(state)])}]" for state in self.spec.state]
         what = shapes[0]
         if len(shapes) > 1:
-            each = [f"{state.name} {shape}" for state, shape in zip(self.spec.state, shapes, strict=True)]
-            what = f"({', '.join(each)})"
+            pairs = zip(self.spec.state, shapes, strict=True)
+            what = f"({', '.join(f'{state.name} {shape}' for state, shape in pairs)})"
         lines.append(f"initial_state: {what}, any floating dtype; zeros if None.")
         lines.append("    N is B, or the number of packed sequences.")
         return lines
@@ -147,9 +149,10 @@ class Signature:
         triples = ", ".join(f'("{n}", {n}, {_tuple(axes)})' for n, axes in shapes)
         lines.append(f"sizes = check_shapes(op, ({triples},))")
         lines.append(f"check_tensors(op, ({pairs},))")
-        heads = {axis for t in self.tensors for axis in t.axes if axis != "T" and not is_feature(axis)}
-        for axis in sorted(heads - set(output_heads(self.spec))):
-            lines.append(f'check_groups(op, sizes, "{axis}", "{output_heads(self.spec)[0]}")')
+        fine = output_heads(self.spec)
+        heads = {axis for t in self.tensors for axis in t.axes if not is_feature(axis)}
+        for axis in sorted(heads - {"T", *fine}):
+            lines.append(f'check_groups(op, sizes, "{axis}", "{fine[0]}")')
         first = self.first
         lines.append(
             'N = sizes["B"] if cu_seqlens is None'
@@ -162,7 +165,8 @@ class Signature:
 
     def _sized(self, line: str) -> str:
         axes = {axis for tensor in self.tensors for axis in tensor.axes}
-        return re.sub(r"\b[A-Z][A-Z0-9]*\b", lambda m: f'sizes["{m[0]}"]' if m[0] in axes else m[0], line)
+        words = "|".join(sorted(axes, key=len, reverse=True))
+        return re.sub(rf"\b({words})\b", r'sizes["\1"]', line)
 
     def _state_checks(self) -> list[str]:
         states, lines = self.spec.state, []
@@ -188,10 +192,17 @@ def python_text(expression: Expression) -> str:
 def _python(expression: Expression) -> Expression:
     if not isinstance(expression, Apply):
         return expression
-    names = {name: f"math.{name}" for name in ("exp", "log", "sqrt", "tanh")}
     args = tuple(_python(each) for each in expression.args)
-    op = names.get(expression.op, expression.op)
-    return Apply(op if op != "sigmoid" else "sigmoid", args, expression.span)
+    if expression.op == "sigmoid":
+        one, span = Number(1, 1, expression.span), expression.span
+        inverse = Apply("math.exp", (Apply("neg", args, span),), span)
+        return Apply("/", (one, Apply("+", (one, inverse), span)), span)
+    op = (
+        f"math.{expression.op}"
+        if expression.op in ("exp", "log", "sqrt", "tanh")
+        else expression.op
+    )
+    return Apply(op, args, expression.span)
 
 
 def _words(expression: Expression) -> set[str]:

@@ -1,7 +1,7 @@
 """A step program as Triton text: one line per value that has a name or is used more than once.
 
-Values are `b_<name>`; tiles that meet are indexed so that they broadcast by axis. A value that is used
-once stands where it is used, unless the line would become long.
+Values are `b_<name>`; tiles that meet are indexed so that they broadcast by axis. A value that is
+used once stands where it is used, unless the line would become long.
 """
 
 from __future__ import annotations
@@ -96,8 +96,7 @@ class StepText:
 
     def _results(self) -> list[str]:
         """Give the results their names, all at once where they exchange names."""
-        pairs = [(f"b_{name}", node) for name, node in self.step.results]
-        pairs = [(name, self._text(node).code) for name, node in pairs]
+        pairs = [(f"b_{name}", self._text(node).code) for name, node in self.step.results]
         pairs = [(name, code) for name, code in pairs if name != code]
         if not pairs:
             return []
@@ -116,9 +115,7 @@ class StepText:
                 return f"b_{label.target}"
         return ""
 
-    def _free(
-        self, wish: str, holder: dict[str, int], last_use: dict[int, int], at: int
-    ) -> str:
+    def _free(self, wish: str, holder: dict[str, int], last_use: dict[int, int], at: int) -> str:
         """`wish` if nothing that is still needed has that name, or a name that nothing has."""
         if wish and (wish not in holder or last_use.get(holder[wish], -1) <= at):
             return wish

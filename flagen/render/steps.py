@@ -1,7 +1,7 @@
 """A spec's statements as torch text, step by step: the body of the naive reference.
 
-Every value has named axes; where two meet, each is indexed so that it broadcasts by name. A value that
-belongs to a token also has the batch in front, and the output's heads.
+Every value has named axes; where two meet, each is indexed so that it broadcasts by name. A value
+that belongs to a token also has the batch in front, and the output's heads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from flagen.analyze.recurrence import is_feature, output_heads
 from flagen.derive.step import axis_order
 from flagen.parse.spec import Apply, Expression, Number, Spec, Symbol, Tensor
 
-_BINARY = {"+": (" + ", 1), "-": (" - ", 1), "*": (" * ", 2), "outer": (" * ", 2), "/": (" / ", 2), "**": ("**", 4)}
+_BINARY = {
+    "+": (" + ", 1),
+    "-": (" - ", 1),
+    "*": (" * ", 2),
+    "outer": (" * ", 2),
+    "/": (" / ", 2),
+    "**": ("**", 4),
+}
 _CALLS = {
     "exp": "torch.exp({})",
     "log": "torch.log({})",
@@ -121,7 +128,11 @@ class Statements:
         codes = []
         for arg in args:
             arg = _aligned(arg, axes)
-            codes.append(f"torch.tensor({arg.code}, dtype=torch.float64)" if arg.kind == "number" else arg.code)
+            codes.append(
+                f"torch.tensor({arg.code}, dtype=torch.float64)"
+                if arg.kind == "number"
+                else arg.code
+            )
         return Text(_CALLS[op].format(*codes), axes, kind="fixed" if kind == "number" else kind)
 
     def _joined(self, parts: list[Text]) -> tuple[tuple[str, ...], str]:

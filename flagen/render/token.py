@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flagen.derive.derivation import Derivation
-from flagen.parse.spec import State
 from flagen.render.environment import Block, fill
 from flagen.render.finish import spec_digest
 from flagen.render.reference import equations, signature_of, summary
 from flagen.render.signature import Signature
 from flagen.render.step_text import HELPERS
-from flagen.render.token_kernel import kernel_context, uses_scale
-from flagen.render.token_layout import Layout, head_of
+from flagen.render.token_host import Host
+from flagen.render.token_kernel import kernel_context
+from flagen.render.token_layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def token_context(derivation: Derivation, kernels: tuple[str, ...]) -> TokenModu
     signature = signature_of(derivation)
     context = kernel_context(layout)
     text = "\n\n\n".join(fill(f"kernel/{name}.py.jinja", context).strip("\n") for name in kernels)
-    host = _Host(layout, signature)
+    host = Host(layout, signature)
     forward_sizes = [host.programs, *layout.sizes, "N"]
     made = [host.make_output, *host.make_final()]
     return TokenModuleContext(
@@ -149,8 +149,8 @@ def _tensors(count: int) -> str:
 
 
 _RUNTIME = (
-    "Operator autocast block cdiv check_cu_seqlens check_groups check_kwargs check_shapes check_state"
-    " check_tensors checkpoint_interval folded locate partials runs_kernels split_states warps"
+    "Operator autocast block cdiv check_cu_seqlens check_groups check_kwargs check_shapes"
+    " check_state check_tensors checkpoint_interval folded locate partials runs_kernels split_states warps"
 )
 
 
@@ -175,7 +175,9 @@ def _tiles_doc(layout: Layout) -> str:
     whole = [axis for axis in layout.order if axis not in layout.blocked]
     rest = f"all of {' and '.join(whole)}" if whole else ""
     cut = f"blocks of {' and '.join(layout.blocked)}" if layout.blocked else ""
-    return f"({names}, warps): {', '.join(filter(None, (rest, cut)))}; a warp holds `most` elements."
+    return (
+        f"({names}, warps): {', '.join(filter(None, (rest, cut)))}; a warp holds `most` elements."
+    )
 
 
 def _tiles(layout: Layout) -> list[str]:
@@ -207,149 +209,3 @@ def _result_doc(signature: Signature) -> list[str]:
         f"{signature.output}, [{shape}] in the dtype of {like}, and the final {states} in float32,",
         "or None.",
     ]
-
-
-@dataclass(frozen=True)
-class _Host:
-    """Text of the functions that launch the kernels."""
-
-    layout: Layout
-    signature: Signature
-
-    @property
-    def states(self) -> tuple[State, ...]:
-        return self.layout.spec.state
-
-    @property
-    def initial(self) -> list[str]:
-        return [f"initial_{state.name}" for state in self.states]
-
-    @property
-    def arguments(self) -> list[str]:
-        scale = ["scale"] if self.signature.has_scale else []
-        return [*self.signature.names, *self.initial, "cu_seqlens", *scale]
-
-    @property
-    def results(self) -> list[str]:
-        return [self.signature.output, *(f"final_{state.name}" for state in self.states)]
-
-    @property
-    def given(self) -> list[str]:
-        """The gradients that the backward is given."""
-        return [f"d{name}" for name in self.results]
-
-    @property
-    def programs(self) -> str:
-        heads = [self.layout.head] if self.layout.head else []
-        return " * ".join(["N", *heads, *(f"cdiv({a}, B{a})" for a in self.layout.blocked)])
-
-    def typed_arguments(self) -> list[str]:
-        lines = [f"{name}: torch.Tensor," for name in self.signature.names]
-        return lines + [f"{name}: torch.Tensor | None," for name in self.initial]
-
-    @property
-    def make_output(self) -> str:
-        return f"{self.results[0]} = {self.signature.like.name}.new_empty({self.signature.output_shape()})"
-
-    def make_final(self) -> list[str]:
-        lines = []
-        for state in self.states:
-            shape = ", ".join(["N if output_final_state else 0", *self.signature.state_axes(state)])
-            made = f"{self.signature.first}.new_empty({shape}, dtype=torch.float32)"
-            lines.append(f"final_{state.name} = {made}")
-        return lines
-
-    def make_output_gradient(self) -> str:
-        name, like = self.given[0], self.signature.like.name
-        zeros = f"{like}.new_zeros({self.signature.output_shape()})"
-        return f"{name} = {zeros} if {name} is None else {name}.contiguous()"
-
-    def make_saved(self) -> list[str]:
-        """The states that the backward starts from, and those of one chunk per program."""
-        lines = []
-        first = self.signature.first
-        for state in self.states:
-            tile = self.layout.elements(state.axes)
-            per = f"programs // max(N, 1), {tile}, dtype=torch.float32"
-            lines.append(f"{state.name}_saved = {first}.new_empty(B * T // chunk + N, {per})")
-            tile = f"programs, chunk, {tile}, dtype=torch.float32"
-            lines.append(f"{state.name}_steps = {first}.new_empty({tile})")
-        return lines
-
-    def _count(self, axes: Sequence[str], fixed: bool) -> str:
-        counts = [f"cdiv({axis}, B{axis})" for axis in self.layout.lacks(axes)]
-        return " * ".join([*counts, *(["N"] if fixed else [])]) or "1"
-
-    def make_partials(self) -> list[str]:
-        lines = []
-        for tensor in self.signature.tensors:
-            fixed = "T" not in tensor.axes
-            count = self._count(tensor.axes, fixed)
-            lead = 0 if fixed else 2
-            lead += bool(head_of(tensor.axes))
-            group = self.layout.group(tensor.axes)
-            made = f"partials({tensor.name}, {count}, {lead}, {group})"
-            lines.append(f"d{tensor.name} = {made}")
-        for state in self.states:
-            axes = self.signature.state_axes(state)
-            group, lead = self.layout.group(axes), 1 + bool(head_of(axes))
-            made = f"partials(initial_{state.name}, {self._count(axes, False)}, {lead}, {group})"
-            lines.append(f"d{state.name} = None if initial_{state.name} is None else {made}")
-        return lines
-
-    def folded(self) -> list[str]:
-        lines = []
-        for tensor in self.signature.tensors:
-            lead = (0 if "T" not in tensor.axes else 2) + bool(head_of(tensor.axes))
-            lines.append(f"folded(d{tensor.name}, {tensor.name}, {lead}),")
-        first = self.signature.first
-        for state in self.states:
-            lead = 1 + bool(head_of(self.signature.state_axes(state)))
-            name = f"initial_{state.name}"
-            made = f"folded(d{state.name}, {name}, {lead})"
-            lines.append(f"{first}.new_empty(0) if {name} is None else {made},")
-        return lines
-
-    def fake_gradients(self) -> list[str]:
-        lines = [f"{name}.new_empty({name}.shape)," for name in self.signature.names]
-        first = self.signature.first
-        return lines + [
-            f"{first}.new_empty(0) if {name} is None else {name}.new_empty({name}.shape),"
-            for name in self.initial
-        ]
-
-    def _scalars(self, chunk: str) -> str:
-        scale = "scale, " if uses_scale(self.layout) else ""
-        return f"cu_seqlens, {scale}T, N, {chunk},"
-
-    def launch_forward(self, saving: bool) -> list[str]:
-        lines = [f"{'None' if saving else self.results[0]},"]
-        for state, final in zip(self.states, self.results[1:], strict=True):
-            start = f"None if initial_{state.name} is None else initial_{state.name}.contiguous()"
-            end = "None" if saving else f"{final} if output_final_state else None"
-            lines.append(f"{start}, {end}, {f'{state.name}_saved' if saving else 'None'},")
-        return [*lines, self._scalars("chunk" if saving else "1")]
-
-    def launch_backward(self) -> list[str]:
-        names = [self.given[0], *(f"d{name}" for name in self.signature.names)]
-        names += [f"{state.name}_{kind}" for state in self.states for kind in ("saved", "steps")]
-        lines = [", ".join(names) + ","]
-        for state, given in zip(self.states, self.given[1:], strict=True):
-            start = f"None if {given} is None or {given}.shape[0] == 0 else {given}.contiguous()"
-            lines.append(f"{start}, d{state.name},")
-        return [*lines, self._scalars("chunk")]
-
-    def call(self) -> list[str]:
-        """The last statements of the public function."""
-        name, signature = self.layout.spec.name, self.signature
-        others = ("initial_state", "output_final_state", "cu_seqlens", "reverse")
-        first, *finals = self.results
-        final = finals[0] if len(finals) == 1 else f"({', '.join(finals)})"
-        arguments = ", ".join([*self.arguments, "output_final_state", "reverse"])
-        return [
-            f"if not runs_kernels({signature.first}):",
-            f"    return naive_{name}({signature.call(*others)})",
-            f"{', '.join(self.results)} = _recurrent({arguments})",
-            f"return {first}, {final} if output_final_state else None",
-        ]
-

@@ -8,10 +8,21 @@ from dataclasses import dataclass
 from flagen.analyze.recurrence import is_feature
 from flagen.derive.step import Step, StepBuilder, pruned, translated
 from flagen.derive.token import arguments
-from flagen.parse.spec import State, Tensor
+from flagen.parse.spec import Tensor
 from flagen.render.environment import Block
 from flagen.render.step_text import StepText, aligned
 from flagen.render.token_layout import Layout, head_of
+from flagen.render.token_states import (
+    finish,
+    keep,
+    load,
+    plus,
+    recall,
+    restore,
+    save,
+    start,
+    state_rows,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +85,22 @@ def kernel_context(layout: Layout) -> TokenKernelContext:
         parameters=_block(_parameters(layout)),
         output_row=_block(_output_row(layout, layout.output)),
         saved_rows=_block(_saved_rows(layout)),
-        state_rows=_block(_state_rows(layout)),
-        start=_block(_start(layout)),
-        save=_block(_save(layout)),
+        state_rows=_block(state_rows(layout)),
+        start=_block(start(layout)),
+        save=_block(save(layout)),
         loads=_block(_loads(layout, level.step)),
         step=_block(StepText(level.step, level.masked).lines()),
         write_output=_block(_write_output(layout)),
-        finish=_block(_finish(layout)),
+        finish=_block(finish(layout)),
         output_gradient_row=_block(_output_row(layout, f"d{layout.output}")),
         gradient_rows=_block(_gradient_rows(layout)),
-        adjoint_start=_block(_start(layout, "d")),
+        adjoint_start=_block(start(layout, "d")),
         accumulators=_block(_accumulators(layout)),
-        restore=_block(_restore(layout)),
-        keep=_block(_keep(layout)),
+        restore=_block(restore(layout)),
+        keep=_block(keep(layout)),
         update_loads=_block(_loads(layout, update)),
         update=_block(StepText(update, level.masked_update).lines()),
-        recall=_block(_recall(layout)),
+        recall=_block(recall(layout)),
         adjoint_loads=_block(_loads(layout, level.adjoint)),
         adjoint=_block(StepText(level.adjoint, level.masked_adjoint).lines()),
         write_gradients=_block(_write_gradients(layout)),
@@ -120,15 +131,6 @@ def _wrapped(names: Sequence[str], width: int = 90) -> Block:
     return Block(tuple(line.rstrip() for line in lines))
 
 
-def _load(pointer: str, mask: str) -> str:
-    masked = f", mask={mask}, other=0" if mask else ""
-    return f"tl.load({pointer}{masked}).to(tl.float32)"
-
-
-def _plus(*parts: str) -> str:
-    return " + ".join(part for part in parts if part)
-
-
 def _per_token(layout: Layout) -> list[Tensor]:
     return [tensor for tensor in arguments(layout.spec) if "T" in tensor.axes]
 
@@ -149,8 +151,8 @@ def _parameters(layout: Layout) -> list[str]:
         if own := head_of(tensor.axes):
             features = [axis for axis in tensor.axes if is_feature(axis)]
             row = " * ".join([layout.index(own), *features])
-        pointer = _plus(tensor.name, row, layout.offsets(tensor.axes))
-        lines.append(f"b_{tensor.name} = {_load(pointer, layout.mask(tensor.axes))}")
+        pointer = plus(tensor.name, row, layout.offsets(tensor.axes))
+        lines.append(f"b_{tensor.name} = {load(pointer, layout.mask(tensor.axes))}")
     for tensor in layout.spec.inputs:
         if tensor.value is not None:
             lines += _constant(layout, tensor)
@@ -170,7 +172,9 @@ def _constant(layout: Layout, tensor: Tensor) -> list[str]:
         leaves[axis.lower()] = f"{index}.to(tl.float64)"
     node = translated(builder, tensor.value, values, {})
     whole = Step(tuple(builder.nodes), (), (), layout.order)
-    text = StepText(pruned(whole, [(tensor.name, node)]), frozenset(), leaves.__getitem__, "tl.float64")
+    text = StepText(
+        pruned(whole, [(tensor.name, node)]), frozenset(), leaves.__getitem__, "tl.float64"
+    )
     *lines, last = text.lines()
     if not builder.is_tensor(node):
         return [f"b_{tensor.name} = tl.full([], {last.split(' = ', 1)[1]}, tl.float32)"]
@@ -187,102 +191,30 @@ def _saved_rows(layout: Layout) -> list[str]:
     return ["r_saved = bos // CHUNK + i_n"]
 
 
-def _state_rows(layout: Layout) -> list[str]:
-    lines = []
-    for state in layout.spec.state:
-        axes = layout.state(state)
-        lines.append(f"p_{state.name}_tile = {layout.within(state.axes)}")
-        row = layout.row("i_n.to(tl.int64)", axes)
-        lines.append(f"p_{state.name} = {_plus(row, layout.offsets(axes))}")
-    return lines
-
-
-def _start(layout: Layout, prefix: str = "") -> list[str]:
-    """The initial states, or the gradients of the final ones, which belong to one program."""
-    lines = []
-    for state in layout.spec.state:
-        name = f"{prefix}{state.name}"
-        shape = ", ".join(f"B{axis}" for axis in layout.tile(state.axes))
-        lines.append(f"b_{name} = tl.zeros([{shape}], dtype=tl.float32)")
-        mask = layout.mask(state.axes)
-        if prefix and (first := layout.first(layout.state(state))):
-            mask += f" & {first}"
-        lines.append(f"if {name}_in is not None:")
-        lines.append(f"    b_{name} += {_load(f'{name}_in + p_{state.name}', mask)}")
-    return lines
-
-
-def _tile_of(layout: Layout, state: State, row: str, kind: str) -> str:
-    elements = layout.elements(state.axes)
-    return f"{state.name}_{kind} + {row} * ({elements}) + p_{state.name}_tile"
-
-
-def _save(layout: Layout) -> list[str]:
-    states = layout.spec.state
-    lines = [f"if {states[0].name}_saved is not None:", "    if i % CHUNK == 0:"]
-    lines.append("        r_c = (r_saved + i // CHUNK) * PROGRAMS + pid % PROGRAMS")
-    lines += [
-        f"        tl.store({_tile_of(layout, state, 'r_c', 'saved')}, b_{state.name})"
-        for state in states
-    ]
-    return lines
-
-
-def _restore(layout: Layout) -> list[str]:
-    lines = ["r_c = (r_saved + i_c) * PROGRAMS + pid % PROGRAMS"]
-    for state in layout.spec.state:
-        lines.append(f"b_{state.name} = tl.load({_tile_of(layout, state, 'r_c', 'saved')})")
-    return lines
-
-
-def _keep(layout: Layout) -> list[str]:
-    lines = ["r_s = pid.to(tl.int64) * CHUNK + i_s"]
-    for state in layout.spec.state:
-        lines.append(f"tl.store({_tile_of(layout, state, 'r_s', 'steps')}, b_{state.name})")
-    return lines
-
-
-def _recall(layout: Layout) -> list[str]:
-    lines = ["r_s = pid.to(tl.int64) * CHUNK + i_s"]
-    for state in layout.spec.state:
-        if state.name in layout.level.adjoint.inputs:
-            lines.append(f"b_{state.name} = tl.load({_tile_of(layout, state, 'r_s', 'steps')})")
-    return lines if len(lines) > 1 else []
-
-
 def _loads(layout: Layout, step: Step) -> list[str]:
     """The inputs of a step that change from token to token, in the order of the spec."""
     lines = []
     output = f"d{layout.output}"
     for tensor in _per_token(layout):
         if tensor.name in step.inputs:
-            pointer = _plus(f"p_{tensor.name} + {layout.stride(tensor.axes)}", layout.offsets(tensor.axes))
-            lines.append(f"b_{tensor.name} = {_load(pointer, layout.mask(tensor.axes))}")
+            row = f"p_{tensor.name} + {layout.stride(tensor.axes)}"
+            pointer = plus(row, layout.offsets(tensor.axes))
+            lines.append(f"b_{tensor.name} = {load(pointer, layout.mask(tensor.axes))}")
     if output in step.inputs:
         axes = (*layout.level.heads, *layout.output_axes)
-        pointer = _plus(f"p_{output} + {layout.stride(axes)}", layout.offsets(axes))
-        lines.append(f"b_{output} = {_load(pointer, layout.mask(axes))}")
+        pointer = plus(f"p_{output} + {layout.stride(axes)}", layout.offsets(axes))
+        lines.append(f"b_{output} = {load(pointer, layout.mask(axes))}")
     return lines
 
 
 def _write_output(layout: Layout) -> list[str]:
     name, axes = layout.output, (*layout.level.heads, *layout.output_axes)
-    pointer = _plus(f"p_{name} + {layout.stride(axes)}", layout.offsets(axes))
+    pointer = plus(f"p_{name} + {layout.stride(axes)}", layout.offsets(axes))
     mask = f", mask={mask}" if (mask := layout.mask(axes)) else ""
     return [
         f"if {name} is not None:",
         f"    tl.store({pointer}, b_{name}.to({name}.dtype.element_ty){mask})",
     ]
-
-
-def _finish(layout: Layout) -> list[str]:
-    lines = []
-    for state in layout.spec.state:
-        name, first = state.name, layout.first(layout.state(state))
-        mask = " & ".join(filter(None, (layout.mask(state.axes), first)))
-        lines.append(f"if {name}_out is not None:")
-        lines.append(f"    tl.store({name}_out + p_{name}, b_{name}, mask={mask})")
-    return lines
 
 
 def _gradient_axes(layout: Layout, tensor: Tensor) -> tuple[str, ...]:
@@ -322,7 +254,7 @@ def _write_gradients(layout: Layout) -> list[str]:
             lines.append(f"b_sum_{name} += {value}")
             continue
         axes = _gradient_axes(layout, tensor)
-        pointer = _plus(f"p_{name} + {layout.stride(axes)}", layout.offsets(axes))
+        pointer = plus(f"p_{name} + {layout.stride(axes)}", layout.offsets(axes))
         mask = f", mask={mask}" if (mask := layout.mask(axes)) else ""
         lines.append(f"tl.store({pointer}, {value}.to({name}.dtype.element_ty){mask})")
     return lines
@@ -335,14 +267,15 @@ def _adjoint_finish(layout: Layout) -> list[str]:
         name, mask = f"d{tensor.name}", layout.mask(axes)
         partial = layout.partial(tensor.axes, "N")
         row = f"({partial}i_n.to(tl.int64))" if partial else "i_n.to(tl.int64)"
-        pointer = _plus(name, layout.row(row, axes), layout.offsets(axes))
+        pointer = plus(name, layout.row(row, axes), layout.offsets(axes))
         masked = f", mask={mask}" if mask else ""
         lines.append(f"tl.store({pointer}, b_sum_{name}.to({name}.dtype.element_ty){masked})")
     for state in layout.spec.state:
         name, axes = f"d{state.name}", (*layout.level.heads, *state.axes)
         partial = layout.partial(state.axes, "N")
         row = f"({partial}i_n.to(tl.int64))" if partial else "i_n.to(tl.int64)"
-        pointer = _plus(f"{name}_out", layout.row(row, axes), layout.offsets(axes))
+        pointer = plus(f"{name}_out", layout.row(row, axes), layout.offsets(axes))
+        value = f"b_{name}.to({name}_out.dtype.element_ty)"
         lines.append(f"if {name}_out is not None:")
-        lines.append(f"    tl.store({pointer}, b_{name}.to({name}_out.dtype.element_ty), mask={layout.mask(state.axes)})")
+        lines.append(f"    tl.store({pointer}, {value}, mask={layout.mask(state.axes)})")
     return lines
