@@ -84,10 +84,14 @@ UNUSUAL = {
     "max and min": spec_of("S = S + outer(max(k, p), min(v, w))", "o = max(dot(q, S), min(v, 1))"),
     "sums": spec_of("S = S + outer(k, v) * sum(k * p, K)", "o = dot(q, S) + mean(q, K) * v"),
     "exchange": spec_of(
-        "A = 0.5 * C; C = prev(A) + outer(k, v)", "o = dot(q, A) + dot(k, C)", "A: [K, V], C: [K, V]"
+        "A = 0.5 * C; C = prev(A) + outer(k, v)",
+        "o = dot(q, A) + dot(k, C)",
+        "A: [K, V], C: [K, V]",
     ),
     "two orders": spec_of(
-        "S = S + outer(k, v); Z = 0.9 * Z + outer(v, k)", "o = dot(q, S + Z)", "S: [K, V], Z: [V, K]"
+        "S = S + outer(k, v); Z = 0.9 * Z + outer(v, k)",
+        "o = dot(q, S + Z)",
+        "S: [K, V], Z: [V, K]",
     ),
     "no memory": spec_of("S = outer(k, v)", "o = dot(q, S) + dot(q, prev(S))"),
     "constants": spec_of("S = exp(gh) * S + outer(k, v)"),
@@ -159,7 +163,7 @@ def test_derivatives(op: str) -> None:
 def padded(named: Named, sizes: Mapping[str, int], by: Mapping[str, int]) -> Named:
     """A value with elements 0 beyond the end of its axes."""
     widths = [(0, by.get(axis, 0)) for axis in named.axes]
-    return Named(named.axes, np.pad(named.data, widths))
+    return Named(named.axes, np.pad(named.data, widths)) if widths else named
 
 
 def evaluate_padded(
@@ -179,11 +183,15 @@ def evaluate_padded(
         elif node.op == "size":
             values.append(scalar(sizes[str(node.detail)]))
         elif node.op == "expand":
-            present = {a: n for v in inputs.values() for a, n in zip(v.axes, v.data.shape, strict=True)}
+            present = {
+                a: n for v in inputs.values() for a, n in zip(v.axes, v.data.shape, strict=True)
+            }
             ones = Named(node.axes, np.ones([present[axis] for axis in node.axes]))
             values.append(pointwise(np.multiply, args[0], ones))
         else:
-            small = Step((*_leaves(len(args)), replace(node, args=tuple(range(len(args))))), (), (), ())
+            small = Step(
+                (*_leaves(len(args)), replace(node, args=tuple(range(len(args))))), (), (), ()
+            )
             small = replace(small, results=(("y", len(args)),))
             if node.op in LEAVES:
                 small = replace(step, nodes=(node,), results=(("y", 0),), labels=())
@@ -236,6 +244,27 @@ def test_padding(name: str) -> None:
                     np.testing.assert_allclose(cut, value.data, rtol=1e-12, err_msg=result)
                 exact |= {n: v for n, v in wanted.items() if n in exact}
                 wide |= {n: v for n, v in found.items() if n in wide}
+
+
+@pytest.mark.parametrize("name", ["exp of a key", "added to all", "mean"])
+def test_padding_without_masks_is_wrong(name: str) -> None:
+    spec = PADDED[name]
+    level = token_level(spec)
+    sizes = {axis: 3 for axis in axis_order(spec)}
+    leaves = [n for n in level.adjoint.nodes if n.op == "input"]
+    exact = {str(n.detail): Named(n.axes, np.ones([sizes[a] for a in n.axes])) for n in leaves}
+    exact |= {"beta": scalar(1.0), "scale": scalar(1.0)}
+    wide = {n: padded(v, sizes, dict.fromkeys(sizes, 2)) for n, v in exact.items()}
+    for state in spec.state if name == "added to all" else ():
+        wide[state.name] = Named(state.axes, np.ones([5 for _ in state.axes]))
+    step = level.step if level.masked else level.adjoint
+    wanted = evaluate_step(step, exact, sizes)
+    found = evaluate_padded(step, wide, sizes, frozenset())
+    wrong = []
+    for result, value in wanted.items():
+        inside = tuple(slice(0, sizes[axis]) for axis in found[result].axes)
+        wrong.append(not np.allclose(found[result].data[inside], value.data))
+    assert any(wrong)
 
 
 def test_masks_are_few() -> None:
