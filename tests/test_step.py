@@ -246,20 +246,17 @@ def test_padding(name: str) -> None:
                 wide |= {n: v for n, v in found.items() if n in wide}
 
 
-@pytest.mark.parametrize("name", ["exp of a key", "added to all", "mean"])
+@pytest.mark.parametrize("name", ["log", "mean"])
 def test_padding_without_masks_is_wrong(name: str) -> None:
     spec = PADDED[name]
     level = token_level(spec)
     sizes = {axis: 3 for axis in axis_order(spec)}
     leaves = [n for n in level.adjoint.nodes if n.op == "input"]
     exact = {str(n.detail): Named(n.axes, np.ones([sizes[a] for a in n.axes])) for n in leaves}
-    exact |= {"beta": scalar(1.0), "scale": scalar(1.0)}
     wide = {n: padded(v, sizes, dict.fromkeys(sizes, 2)) for n, v in exact.items()}
-    for state in spec.state if name == "added to all" else ():
-        wide[state.name] = Named(state.axes, np.ones([5 for _ in state.axes]))
-    step = level.step if level.masked else level.adjoint
-    wanted = evaluate_step(step, exact, sizes)
-    found = evaluate_padded(step, wide, sizes, frozenset())
+    wanted = evaluate_step(level.step, exact, sizes)
+    with np.errstate(all="ignore"):
+        found = evaluate_padded(level.step, wide, sizes, frozenset())
     wrong = []
     for result, value in wanted.items():
         inside = tuple(slice(0, sizes[axis]) for axis in found[result].axes)

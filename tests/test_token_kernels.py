@@ -92,10 +92,9 @@ def verify(op: Operator, x: Tensors, dtype: torch.dtype, state: bool = True) -> 
         found = run(op.form, x, op.spec, state)
     assert found.keys() == exact.keys()
     errors = {name: error(value, exact[name]) for name, value in found.items()}
-    note(op.spec.name, dtype, errors)
-    limit = BOUND[dtype]
-    # a sum over all tokens and heads may cancel: its terms have one rounding each
-    wrong = {name: value for name, value in errors.items() if not value <= limit}
+    if op.module.__name__.startswith("generated."):
+        note(op.spec.name, dtype, errors)
+    wrong = {name: value for name, value in errors.items() if not value <= BOUND[dtype]}
     assert not wrong, wrong
 
 

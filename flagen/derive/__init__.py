@@ -1,8 +1,9 @@
 """derive: a recurrence becomes forms, with the adjoint beside the forward.
 
-Every recurrence has the token level (`token`): one step as a program, and its adjoint. Which chunk
-forms there are is the family's matter (`outer_product`); they are made of walks. `chunks` gives those
-a meaning in NumPy, and `check` holds that against the spec's own meaning before any kernel exists.
+Every recurrence has the token level (`token`): one step as a program, and its adjoint. Which
+chunk forms there are is the family's matter (`outer_product`); they are made of walks. `chunks`
+gives those a meaning in NumPy, and `check` holds that against the spec's own meaning before any
+kernel exists.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def _no_chunks(recurrence: Recurrence) -> str | None:
     """Why there are no chunk forms for this recurrence (yet), in the words of the spec."""
     if recurrence.family is not Family.OUTER_PRODUCT or len(recurrence.states) != 1:
         states = ", ".join(f"`{state.name}`" for state in recurrence.states)
-        return f"{states} form the family \"{recurrence.family.value}\""
+        return f'{states} form the family "{recurrence.family.value}"'
     (state,) = recurrence.states
     if state.decay.level not in (Level.NONE, Level.CONSTANT):
         return f"the decay of `{state.name}` is a {state.decay.level.value}"
@@ -70,10 +71,12 @@ def _no_chunks(recurrence: Recurrence) -> str | None:
         return f"`{recurrence.output}` is more than one scaled read of the state"
     (read,) = recurrence.reads
     if len(state.writes) != 1 or read.axis != state.axes[0] or not read.updated:
-        return f"`{recurrence.output}` reads the state along {read.axis or 'no axis'}, before or beside the update"
+        along = read.axis or "no axis"
+        return f"`{recurrence.output}` reads the state along {along}, before or beside the update"
     operands = (read.query, state.writes[0].key, state.writes[0].value)
     if tuple(map(str, operands)) != ("q", "k", "v"):
-        return f"its operands are {', '.join(f'`{operand}`' for operand in operands)}, and not the inputs `q`, `k`, `v`"
+        found = ", ".join(f"`{operand}`" for operand in operands)
+        return f"its operands are {found}, and not the inputs `q`, `k`, `v`"
     axes = {tensor.name: tensor.axes for tensor in recurrence.spec.inputs if tensor.value is None}
     if (state.axes, axes) != (("K", "V"), _AXES):
         return "its axes are not those of q, k: [T, H, K], v: [T, H, V] and S: [K, V]"

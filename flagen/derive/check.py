@@ -1,4 +1,4 @@
-"""The self-check of `derive`: chunk form and adjoint against the spec's own step-by-step meaning."""
+"""The self-check of `derive`: chunk form and adjoint against the spec's step-by-step meaning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flagen.derive.derivation import Derivation, Walk
 from flagen.diagnostics import InternalError
 
 CHUNK = 3
-"""Tokens in a chunk of the check: it does not divide the 7 that are checked, so the last is ragged."""
+"""Tokens in a chunk of the check: it does not divide the 7 checked, so the last is ragged."""
 
 
 def check(derivation: Derivation) -> None:

@@ -1,4 +1,4 @@
-"""The chunk form of a walk, evaluated in float64 NumPy: what the kernels compute, for the self-check."""
+"""The chunk form of a walk in float64 NumPy: what the kernels compute, for the self-check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The types that `derive` makes: which forms a recurrence has, and the walks that each consists of."""
+"""The types that `derive` makes: the forms of a recurrence, and the walks they consist of."""
 
 from __future__ import annotations
 

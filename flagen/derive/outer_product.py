@@ -1,4 +1,6 @@
-"""Family "diagonal outer product": `S[t] = decay S[t-1] + k[t] ⊗ v[t]`, `o[t] = scale ⟨q[t], S[t]⟩`.
+"""Family "diagonal outer product".
+
+    S[t] = decay S[t-1] + k[t] ⊗ v[t]        o[t] = scale ⟨q[t], S[t]⟩
 
 With X[t] = ∂L/∂S[t], which obeys `X[t] = decay[t+1] X[t+1] + scale q[t] ⊗ do[t]`, the gradients are
 reads of S and X:

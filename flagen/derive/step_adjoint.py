@@ -128,4 +128,5 @@ def _from_sympy(builder: StepBuilder, expression: sympy.Expr, args: tuple[int, .
         return builder.apply(op, *operands)
 
     one = builder.number(1)
-    return node(expression)
+    made: int = node(expression)
+    return made

@@ -35,7 +35,49 @@ _RESERVED = frozenset(
         *dir(builtins),
     }
 )
-_RESERVED_PREFIXES = ("i_", "b_", "p_")
+# What the bodies of generated functions call their own.
+_LOCAL = frozenset(
+    {
+        "autocast",
+        "block",
+        "bos",
+        "cdiv",
+        "check_groups",
+        "check_kwargs",
+        "check_shapes",
+        "check_state",
+        "check_tensors",
+        "chunk",
+        "dtype",
+        "eos",
+        "expm1",
+        "final",
+        "folded",
+        "kwargs",
+        "larger",
+        "locate",
+        "math",
+        "num_warps",
+        "op",
+        "out",
+        "partials",
+        "pid",
+        "programs",
+        "reverse",
+        "rows",
+        "sign",
+        "size",
+        "sizes",
+        "softplus",
+        "split_states",
+        "stacked",
+        "t",
+        "tanh",
+        "total",
+    }
+)
+_RESERVED_PREFIXES = ("b_", "i_", "j_", "m_", "n_", "o_", "p_", "r_")
+_OF_A_STATE = ("{}_before", "{}_in", "{}_out", "{}_saved", "{}_steps", "initial_{}", "final_{}")
 
 
 def bad_op_name(draft: Draft) -> Iterator[Diagnostic]:
@@ -83,6 +125,8 @@ def bad_name(draft: Draft) -> Iterator[Diagnostic]:
 def reserved_name(draft: Draft) -> Iterator[Diagnostic]:
     """FG107: a name that means something else already."""
     names = {name for name, _, _ in _named(draft)}
+    states = [name for name, _, role in _named(draft) if role == "state"]
+    of_states = {form.format(state): state for state in states for form in _OF_A_STATE}
     for name, span, role in _named(draft):
         if not is_name(name, role):
             continue
@@ -92,10 +136,14 @@ def reserved_name(draft: Draft) -> Iterator[Diagnostic]:
             why = "is a function of the language"
         elif name in draft.axes():
             why = "is an axis of this spec"
-        elif name in _RESERVED or name.startswith(_RESERVED_PREFIXES):
+        elif name in _RESERVED | _LOCAL or name.startswith(_RESERVED_PREFIXES):
             why = "is a name that generated code uses"
         elif name.startswith("d") and name[1:] in names:
             why = f"is what generated code calls the gradient of `{name[1:]}`"
+        elif name in of_states:
+            why = f"is what generated code calls a form of the state `{of_states[name]}`"
+        elif name.endswith("_t") and name[:-2] in names:
+            why = f"is what generated code calls `{name[:-2]}` of one token"
         else:
             continue
         yield Diagnostic("FG107", f"{quote(name)} {why}", span, (), "rename it")

@@ -1,7 +1,7 @@
-"""plan: forms become kernels with tiles. Nothing here depends on a shape that is known only at a call.
+"""plan: forms become kernels with tiles. Nothing here depends on a shape that only a call knows.
 
 Tiles were measured on an H200 (bench/results); each was checked there against float64, since wrong
-configurations exist: two-byte tiles of 64 rows without pipelining (`stages` 1) go out of the bounds of
+configurations exist: two-byte tiles of 64 rows without pipelining (`stages` 1) leave the bounds of
 shared memory there, by Triton 3.6.0's own allocation.
 """
 
@@ -14,13 +14,25 @@ __all__ = ["KernelPlan", "plan"]
 
 FORWARD = TileTable(
     "fwd",
-    half=(Tile(128, 64, 128, 64, 4, 3, crowded_stages=2), Tile(256, 64, 256, 32, 4, 2, crowded_stages=2)),
-    single=(Tile(64, 32, 64, 64, 8, 1, crowded_stages=1), Tile(256, 16, 128, 32, 8, 1, crowded_stages=1)),
+    half=(
+        Tile(128, 64, 128, 64, 4, 3, crowded_stages=2),
+        Tile(256, 64, 256, 32, 4, 2, crowded_stages=2),
+    ),
+    single=(
+        Tile(64, 32, 64, 64, 8, 1, crowded_stages=1),
+        Tile(256, 16, 128, 32, 8, 1, crowded_stages=1),
+    ),
 )
 BACKWARD = TileTable(
     "bwd",
-    half=(Tile(128, 64, 128, 64, 4, 3, crowded_stages=2), Tile(256, 64, 256, 32, 4, 2, crowded_stages=2)),
-    single=(Tile(64, 32, 64, 64, 8, 1, crowded_stages=1), Tile(256, 16, 128, 32, 8, 1, crowded_stages=1)),
+    half=(
+        Tile(128, 64, 128, 64, 4, 3, crowded_stages=2),
+        Tile(256, 64, 256, 32, 4, 2, crowded_stages=2),
+    ),
+    single=(
+        Tile(64, 32, 64, 64, 8, 1, crowded_stages=1),
+        Tile(256, 16, 128, 32, 8, 1, crowded_stages=1),
+    ),
 )
 SUM = TileTable(
     "sum",

@@ -1,4 +1,4 @@
-"""The types that `plan` makes: which kernels a form consists of, and the tiles that they work in."""
+"""The types that `plan` makes: the kernels of a form, and the tiles that they work in."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Tile:
     """How much of a walk one program does, for contracted dimensions up to `contracted`.
 
     Blocks of `rows` tokens, of at most `block` of the contracted dimension and at most `columns` of
-    the other; on `warps` warps, with loads `stages` iterations ahead, or `crowded_stages` where there
-    are several programs per multiprocessor: then two share one.
+    the other; on `warps` warps, with loads `stages` iterations ahead, or `crowded_stages` where
+    there are several programs per multiprocessor: then two share one.
     """
 
     contracted: int

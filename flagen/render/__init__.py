@@ -1,8 +1,9 @@
 """render: a plan becomes the text of files.
 
-`environment` fills templates, `finish` formats and stamps. What a template may print is a dataclass:
-that of `package` for an operator's `__init__.py`, of `reference` for the naive forms, of `token` for
-the token level, and for the chunk forms those below, with the lines for a decay from `decay`.
+`environment` fills templates, `finish` formats and stamps. What a template may print is a
+dataclass: that of `package` for an operator's `__init__.py`, of `reference` for the naive forms, of
+`token` for the token level, and for the chunk forms those below, with the lines for a decay from
+`decay`.
 """
 
 from __future__ import annotations
@@ -131,7 +132,9 @@ def _module_context(plan: KernelPlan, module: ModulePlan) -> ModuleContext:
     derivation = plan.derivation
     spec = derivation.recurrence.spec
     kernel_context = _kernel_context(derivation)
-    texts = [fill(f"kernel/{kernel}.py.jinja", kernel_context).strip("\n") for kernel in module.kernels]
+    texts = [
+        fill(f"kernel/{kernel}.py.jinja", kernel_context).strip("\n") for kernel in module.kernels
+    ]
     constant = derivation.recurrence.states[0].decay.level is Level.CONSTANT
     return ModuleContext(
         name=spec.name,
@@ -158,7 +161,9 @@ def _tile_function(table: TileTable) -> str:
     crowded = any(tile.crowded_stages for tile in (*table.half, *table.single))
     parameter = ", crowded: bool" if crowded else ""
     lines = [
-        f"def _{table.kernel}_tiles(contracted: int, columns: int, dtype: torch.dtype{parameter}) -> tuple[int, ...]:",
+        f"def _{table.kernel}_tiles(",
+        f"    contracted: int, columns: int, dtype: torch.dtype{parameter}",
+        ") -> tuple[int, ...]:",
         '    """(BT, block of the contracted dimension, block of columns, warps, stages)."""',
         "    if dtype == torch.float32:",
         *(f"        {line}" for line in _choose(table.single)),
@@ -184,7 +189,7 @@ def _choose(tiles: tuple[Tile, ...]) -> list[str]:
 
 
 def _check_arguments(state: str | None) -> str:
-    """Statements that bind the sizes and raise for wrong arguments; `state`: a state's axes, if any."""
+    """Statements that bind the sizes and check the arguments; `state`: a state's axes, if any."""
     lines = [
         "q, k, v = autocast(q, k, v)",
         'qk, vv = ("B", "T", "H", "K"), ("B", "T", "H", "V")',

@@ -83,7 +83,8 @@ def decay_lines(name: str, level: Level) -> DecayLines:
                 "b_A *= tl.exp2(o_s * b_g.to(tl.float32))[None, :]"
             ),
             parallel_rows=Block.of(
-                "o_r = tl.where(reverse, BT - 1 - o_t, o_t)\nb_o *= tl.exp2(o_r * b_g.to(tl.float32))[:, None]"
+                "o_r = tl.where(reverse, BT - 1 - o_t, o_t)\n"
+                "b_o *= tl.exp2(o_r * b_g.to(tl.float32))[:, None]"
             ),
             parallel_diagonal=Block.of(masked.replace("b_g", "b_g.to(tl.float32)")),
         )

@@ -1,4 +1,4 @@
-"""The last step of every generated file: format it, stamp it, and hold it to what it may contain."""
+"""The last step of every generated file: format it, stamp it, hold it to what it may contain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from dataclasses import dataclass
 from flagen.parse.expression import unparse
 from flagen.parse.spec import Spec
 
-ALLOWED_IMPORTS = frozenset({"__future__", "collections", "functools", "math", "os", "torch", "triton", "typing", "warnings"})
+ALLOWED_IMPORTS = frozenset(
+    {
+        "__future__",
+        "collections",
+        "functools",
+        "math",
+        "os",
+        "torch",
+        "triton",
+        "typing",
+        "warnings",
+    }
+)
 """Modules that a generated file may import, beside its neighbours."""
 
 
@@ -25,7 +37,7 @@ class GeneratedFile:
 
 
 def finish(spec: Spec | None, path: str, text: str) -> GeneratedFile:
-    """The formatted text under its header of four lines. Raises ValueError where it may not be written."""
+    """The formatted text under its header of four lines. ValueError where it may not be written."""
     formatted = _format(text, path)
     for node in ast.walk(ast.parse(formatted, path)):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -67,9 +79,13 @@ def is_generated(text: str) -> bool:
 
 
 def _header(spec: Spec | None, body: str) -> str:
-    """Always four lines: the compile cache of Triton depends on the line that a kernel starts at."""
+    """Always four lines: Triton's compile cache depends on the line that a kernel starts at."""
     if spec is None:
-        origin, formula, of_spec = "templates/runtime.py.jinja", "# What the generated operators share.", "-"
+        origin, formula, of_spec = (
+            "templates/runtime.py.jinja",
+            "# What the generated operators share.",
+            "-",
+        )
         remedy = "change the template and rebuild"
     else:
         origin = f"specs/{spec.name}.yaml"
@@ -89,11 +105,13 @@ _STYLE = ["format", "--quiet", "--config", "format.skip-magic-trailing-comma=tru
 
 
 def _format(text: str, path: str) -> str:
-    """`text` in the style of ruff, whose version is pinned so that builds are the same everywhere."""
+    """`text` in the style of ruff, pinned so that builds are the same everywhere."""
     command = [sys.executable, "-m", "ruff"]
     options = ["--isolated", "--line-length", "100", "--stdin-filename", path, "-"]
     for arguments in (_LINT, _STYLE):
-        done = subprocess.run([*command, *arguments, *options], input=text, capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, *arguments, *options], input=text, capture_output=True, text=True
+        )
         if done.returncode != 0:
             raise ValueError(f"{path}: {done.stderr or done.stdout}")
         text = done.stdout

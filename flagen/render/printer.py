@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import sympy
 from sympy.printing.precedence import PRECEDENCE, precedence
 from sympy.printing.str import StrPrinter
 
 
-class _Printer(StrPrinter):  # type: ignore[misc]
+class _Printer(StrPrinter):
     """Prints sums and products in SymPy's order, and calls of `functions`."""
 
-    functions: dict[str, str] = {}
+    functions: ClassVar[dict[str, str]] = {}
 
     def _print_Function(self, expression: sympy.Function) -> str:
         name = type(expression).__name__
@@ -25,7 +27,12 @@ class _Printer(StrPrinter):  # type: ignore[misc]
 class TritonPrinter(_Printer):
     """Scalar Triton text; every number is a float."""
 
-    functions = {"exp": "tl.exp", "log": "tl.log", "sqrt": "tl.sqrt", "Abs": "tl.abs"}
+    functions: ClassVar[dict[str, str]] = {
+        "exp": "tl.exp",
+        "log": "tl.log",
+        "sqrt": "tl.sqrt",
+        "Abs": "tl.abs",
+    }
 
     def _print_Integer(self, expression: sympy.Integer) -> str:
         return f"{expression.p}.0"
@@ -41,14 +48,22 @@ class TritonPrinter(_Printer):
             return f"1.0 / {self.parenthesize(base, PRECEDENCE['Mul'])}"
         if exponent == sympy.S.Half:
             return f"tl.sqrt({self._print(base)})"
-        return f"tl.exp2({self.parenthesize(exponent, PRECEDENCE['Mul'])} * tl.log2({self._print(base)}))"
+        power = self.parenthesize(exponent, PRECEDENCE["Mul"])
+        return f"tl.exp2({power} * tl.log2({self._print(base)}))"
 
 
 class TorchPrinter(_Printer):
     """Pointwise torch text."""
 
-    functions = {"exp": "torch.exp", "log": "torch.log", "sqrt": "torch.sqrt", "Abs": "torch.abs"}
+    functions: ClassVar[dict[str, str]] = {
+        "exp": "torch.exp",
+        "log": "torch.log",
+        "sqrt": "torch.sqrt",
+        "Abs": "torch.abs",
+    }
 
     def _print_Pow(self, expression: sympy.Pow, rational: bool = False) -> str:
-        base, exponent = (self.parenthesize(part, precedence(expression) + 1) for part in expression.args)
+        base, exponent = (
+            self.parenthesize(part, precedence(expression) + 1) for part in expression.args
+        )
         return f"{base} ** {exponent}"

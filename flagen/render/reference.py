@@ -90,9 +90,7 @@ def reference_context(derivation: Derivation) -> ReferenceContext:
         chunked=chunked,
         chunk_decay=Block.of(_chunk_decay(derivation) if chunked else ""),
         chunk_state="G_end.exp() * S + " if constant else "S + ",
-        attention_decay=Block.of(
-            _chunk_decay(derivation).replace("end - start", "eos - bos") if chunked else ""
-        ),
+        attention_decay=Block.of(_attention_decay(derivation) if chunked else ""),
     )
 
 
@@ -138,11 +136,11 @@ def _start(signature: Signature) -> list[str]:
         lines.append(f"{state.name} = torch.zeros({shape}, dtype=dtype, device={first}.device)")
     lines.append("if initial_state is not None:")
     if len(spec.state) == 1:
-        given = "(initial_state if cu_seqlens is None else initial_state[n : n + 1]).to(dtype)"
+        given = "(initial_state if cu_seqlens is None else initial_state[i_n : i_n + 1]).to(dtype)"
         lines.append(f"    {spec.state[0].name} = {given}")
     else:
         names = ", ".join(state.name for state in spec.state)
-        given = "(y if cu_seqlens is None else y[n : n + 1]).to(dtype) for y in initial_state"
+        given = "(y if cu_seqlens is None else y[i_n : i_n + 1]).to(dtype) for y in initial_state"
         lines.append(f"    {names} = ({given})")
     group = _group(signature)
     for state in spec.state:
@@ -243,24 +241,31 @@ def _fixed(spec: Spec) -> list[str]:
 
 
 def _chunk_decay(derivation: Derivation) -> str:
-    """G, G_end and D of a chunk, for the chunked reference."""
-    lines = ["i = torch.arange(end - start, dtype=dtype, device=q.device)"]
-    if derivation.recurrence.states[0].decay.level is Level.CONSTANT and derivation.operands:
-        g = TorchPrinter().doprint(derivation.operands.log_decay)
-        g = g if g.isidentifier() else f"({g})"
-        return "\n".join(
-            [
-                *lines,
-                f"G = (i + 1)[:, None] * {g}[:, None, None]",
-                "G_end = G[:, -1:]",
-                "D = (G - G.transpose(-1, -2)).clamp(max=0).exp().tril()",
-            ]
-        )
-    return "\n".join(
-        [
-            "n = end - start",
-            "G = torch.zeros(H, n, 1, dtype=dtype, device=q.device)",
-            "G_end = G[:, -1:]",
-            "D = torch.ones(n, n, dtype=dtype, device=q.device).tril()",
-        ]
+    """G of a chunk, [H, C, 1], and D, for the chunked reference."""
+    g = _constant_log_decay(derivation)
+    if g:
+        return f"{_COUNT.format('end - start')}\nG = (i + 1)[:, None] * {g}\n{_D}"
+    return (
+        "G = torch.zeros(H, end - start, 1, dtype=dtype, device=q.device)\n"
+        "D = torch.ones(end - start, end - start, dtype=dtype, device=q.device).tril()"
     )
+
+
+def _attention_decay(derivation: Derivation) -> str:
+    """D of a whole sequence, for the attention matrix."""
+    g = _constant_log_decay(derivation)
+    if g:
+        return f"{_COUNT.format('eos - bos')}\nG = i[:, None] * {g}\n{_D}"
+    return "D = torch.ones(eos - bos, eos - bos, dtype=dtype, device=q.device).tril()"
+
+
+_COUNT = "i = torch.arange({}, dtype=dtype, device=q.device)"
+_D = "D = (G - G.transpose(-1, -2)).clamp(max=0).exp().tril()"
+
+
+def _constant_log_decay(derivation: Derivation) -> str:
+    """The log decay as text that broadcasts over [H, C, 1]; empty where there is none."""
+    if derivation.recurrence.states[0].decay.level is not Level.CONSTANT or not derivation.operands:
+        return ""
+    g = TorchPrinter().doprint(derivation.operands.log_decay)
+    return f"{g if g.isidentifier() else f'({g})'}[:, None, None]"

@@ -150,7 +150,8 @@ def _tensors(count: int) -> str:
 
 _RUNTIME = (
     "Operator autocast block cdiv check_cu_seqlens check_groups check_kwargs check_shapes"
-    " check_state check_tensors checkpoint_interval folded locate partials runs_kernels split_states warps"
+    " check_state check_tensors checkpoint_interval folded locate partials runs_kernels"
+    " split_states warps"
 )
 
 

@@ -19,19 +19,23 @@ class Host:
 
     @property
     def states(self) -> tuple[State, ...]:
+        """The states of the spec."""
         return self.layout.spec.state
 
     @property
     def initial(self) -> list[str]:
+        """The arguments for initial states."""
         return [f"initial_{state.name}" for state in self.states]
 
     @property
     def arguments(self) -> list[str]:
+        """All arguments of the forward but its options."""
         scale = ["scale"] if self.signature.has_scale else []
         return [*self.signature.names, *self.initial, "cu_seqlens", *scale]
 
     @property
     def results(self) -> list[str]:
+        """The results of the forward."""
         return [self.signature.output, *(f"final_{state.name}" for state in self.states)]
 
     @property
@@ -41,10 +45,12 @@ class Host:
 
     @property
     def programs(self) -> str:
+        """The number of programs."""
         heads = [self.layout.head] if self.layout.head else []
         return " * ".join(["N", *heads, *(f"cdiv({a}, B{a})" for a in self.layout.blocked)])
 
     def typed_arguments(self) -> list[str]:
+        """Tensors with their types."""
         lines = [f"{name}: torch.Tensor," for name in self.signature.names]
         return lines + [f"{name}: torch.Tensor | None," for name in self.initial]
 
@@ -55,6 +61,7 @@ class Host:
         return f"{self.results[0]} = {like}.new_empty({shape})"
 
     def make_final(self) -> list[str]:
+        """Statements that make the final states, empty where they are not wanted."""
         lines = []
         for state in self.states:
             shape = ", ".join(["N if output_final_state else 0", *self.signature.state_axes(state)])
@@ -63,6 +70,7 @@ class Host:
         return lines
 
     def make_output_gradient(self) -> str:
+        """The statement for the output's gradient: zeros where there is none."""
         name, like = self.given[0], self.signature.like.name
         zeros = f"{like}.new_zeros({self.signature.output_shape()})"
         return f"{name} = {zeros} if {name} is None else {name}.contiguous()"
@@ -84,6 +92,7 @@ class Host:
         return " * ".join([*counts, *(["N"] if fixed else [])]) or "1"
 
     def make_partials(self) -> list[str]:
+        """Statements that make room for gradients."""
         lines = []
         for tensor in self.signature.tensors:
             fixed = "T" not in tensor.axes
@@ -101,6 +110,7 @@ class Host:
         return lines
 
     def folded(self) -> list[str]:
+        """The gradients, summed over what shares a tensor."""
         lines = []
         for tensor in self.signature.tensors:
             lead = (0 if "T" not in tensor.axes else 2) + bool(head_of(tensor.axes))
@@ -114,6 +124,7 @@ class Host:
         return lines
 
     def fake_gradients(self) -> list[str]:
+        """Empty tensors like them."""
         lines = [f"{name}.new_empty({name}.shape)," for name in self.signature.names]
         first = self.signature.first
         return lines + [
@@ -126,6 +137,7 @@ class Host:
         return f"cu_seqlens, {scale}T, N, {chunk},"
 
     def launch_forward(self, saving: bool) -> list[str]:
+        """The arguments of the forward kernel behind the inputs."""
         lines = [f"{'None' if saving else self.results[0]},"]
         for state, final in zip(self.states, self.results[1:], strict=True):
             start = f"None if initial_{state.name} is None else initial_{state.name}.contiguous()"
@@ -134,6 +146,7 @@ class Host:
         return [*lines, self._scalars("chunk" if saving else "1")]
 
     def launch_backward(self) -> list[str]:
+        """The arguments of the backward kernel behind the inputs."""
         names = [self.given[0], *(f"d{name}" for name in self.signature.names)]
         names += [f"{state.name}_{kind}" for state in self.states for kind in ("saved", "steps")]
         lines = [", ".join(names) + ","]

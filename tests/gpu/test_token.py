@@ -80,7 +80,7 @@ def run(form: Callable[..., Any], x: dict[str, Any], dtype: torch.dtype | None) 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("op", OPERATORS)
 def test_fused_recurrent(op: str, dtype: torch.dtype, shape: tuple, strength: float) -> None:
-    """Error at most twice that of naive in the same dtype, or a few rounding errors of the dtype."""
+    """At most twice the error of naive in the same dtype, or a few roundings of the dtype."""
     inputs, states = OPERATORS[op]
     B, T, G, H, K, V, bounds = shape
     heads = G if not any("G" in axes for axes in inputs.values()) else H
