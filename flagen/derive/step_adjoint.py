@@ -111,7 +111,7 @@ def _from_sympy(builder: StepBuilder, expression: sympy.Expr, args: tuple[int, .
         if isinstance(part, sympy.Rational):
             return builder.number(Fraction(int(part.p), int(part.q)))
         if part in _X:
-            return args[_X.index(part)]
+            return args[0 if part == _X[0] else 1]
         if isinstance(part, sympy.Heaviside):  # 1/2 at 0
             sign = builder.apply("sign", node(part.args[0]))
             return builder.apply("*", builder.number(Fraction(1, 2)), builder.apply("+", sign, one))
@@ -128,5 +128,4 @@ def _from_sympy(builder: StepBuilder, expression: sympy.Expr, args: tuple[int, .
         return builder.apply(op, *operands)
 
     one = builder.number(1)
-    made: int = node(expression)
-    return made
+    return node(expression)
