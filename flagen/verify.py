@@ -132,7 +132,10 @@ def _results(
 
 
 def make(spec: Spec, case: Case, dtype: torch.dtype, device: torch.device) -> Tensors:
-    """Random inputs within their domains, the initial state, and the gradients of the outputs."""
+    """Random inputs within their domains, the initial state, and the gradients of the outputs.
+
+    Vectors without a domain have a length of about 1: a delta rule with longer keys diverges.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> torch.Tensor:
@@ -142,7 +145,9 @@ def make(spec: Spec, case: Case, dtype: torch.dtype, device: torch.device) -> Te
     for tensor in _arguments(spec):
         batch = (case.B,) if "T" in tensor.axes else ()
         size = (*batch, *(case.size(axis) for axis in tensor.axes))
-        x[tensor.name] = _within(normal(*size), tensor.domain).to(device, dtype)
+        width = size[-1] if len(tensor.axes) > 2 else 4
+        values = normal(*size) if tensor.domain else normal(*size) * width**-0.5
+        x[tensor.name] = _within(values, tensor.domain).to(device, dtype)
     if case.bounds is not None:
         x["cu_seqlens"] = torch.tensor(case.bounds, device=device)
     for state in spec.state:
