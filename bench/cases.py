@@ -31,6 +31,11 @@ class Shape:
     def __str__(self) -> str:
         return f"{self.B}×{self.T}×{self.H}×{self.K}" + (f"/{self.V}" if self.V != self.K else "")
 
+    @property
+    def D(self) -> int:
+        """The width of an operator without heads."""
+        return self.H * self.V
+
     @classmethod
     def parse(cls, text: str) -> Shape:
         """`4x2048x16x128` is B×T×H×D; a fifth number is V."""
@@ -87,6 +92,13 @@ class Input(NamedTuple):
 
 INPUTS = {
     "q": Input("BTHK"),
+    "r": Input("BTHK"),
+    "w": Input("BTHK", "log_decay"),
+    "u": Input("HK"),
+    "p": Input("BTHK", "unit"),
+    "a": Input("BTHK", "unit"),
+    "b": Input("BTHK", "unit"),
+    "x": Input("BTD"),
     "k": Input("BTHK"),
     "v": Input("BTHV"),
     "g": Input("BTH", "log_decay"),
@@ -98,8 +110,15 @@ INPUTS = {
 # Where an operator differs from the table above.
 INPUTS_OF = {
     ("gla", "g"): Input("BTHK", "log_decay"),
+    ("hgrn2", "g"): Input("BTHK", "log_decay"),
+    ("dplr", "g"): Input("BTHK", "log_decay"),
+    ("hgrn", "g"): Input("BTD", "log_decay"),
+    ("oja", "v"): Input("BTHV", "unit"),
+    ("linear_attn_normalized", "q"): Input("BTHK", "sigmoid"),
+    ("linear_attn_normalized", "k"): Input("BTHK", "sigmoid"),
     ("kda", "g"): Input("BTHK", "log_decay"),
     ("kda", "k"): Input("BTHK", "unit"),
+    ("comba", "k"): Input("BTHK", "unit"),
     ("delta_rule", "k"): Input("BTHK", "unit"),
     ("gated_delta_rule", "k"): Input("BTHK", "unit"),
 }
