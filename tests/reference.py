@@ -113,7 +113,7 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return difference / size if size > 0 else difference
 
 
-def floor(dtype: torch.dtype, device: torch.device) -> float:
+def floor(dtype: torch.dtype) -> float:
     """The error that a kernel may have even where the naive reference has a smaller one.
 
     For bfloat16 and float16 their unit roundoff, 2^-8 and 2^-11: kernels round the state and the
@@ -153,7 +153,7 @@ def compare(
     """
     assert actual.keys() == exact.keys(), (actual.keys(), exact.keys())
     for name, value in actual.items():
-        least = floor(dtype, value.device)
+        least = floor(dtype)
         most = max(2 * error(naive[name], exact[name]), least)
         yield Excess(name, error(value, exact[name]), min(most, OUTER_LIMIT))
 

@@ -216,7 +216,7 @@ def test_bfloat16(device: torch.device) -> None:
     for name, value in actual.items():
         state = name in ("ht", "dinitial_state")
         assert value.dtype == (torch.float32 if state else torch.bfloat16)
-        assert error(value, exact[name]) < 2 * floor(torch.bfloat16, device), name
+        assert error(value, exact[name]) < 2 * floor(torch.bfloat16), name
 
 
 @pytest.mark.parametrize("form", FORMS)
