@@ -7,7 +7,8 @@ from enum import Enum
 
 import sympy
 
-from flagen.analyze.recurrence import Recurrence
+from flagen.analyze.recurrence import Level, Recurrence
+from flagen.derive.scan import Scan
 from flagen.derive.token import TokenLevel
 
 FORMS = ("chunk", "fused_chunk", "fused_recurrent", "parallel")
@@ -46,19 +47,37 @@ class Walk:
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """The canonical operands of an outer-product recurrence, as expressions of the inputs."""
+    """The canonical operands of an outer-product recurrence, as expressions of the inputs.
+
+    `inclusive`: a read sees its token's write. Otherwise it sees `bonus` times it, if anything.
+    """
 
     query: sympy.Expr
     key: sympy.Expr
     value: sympy.Expr
     log_decay: sympy.Expr
+    level: Level
+    inclusive: bool
+    bonus: sympy.Expr | None
+
+    @property
+    def gated(self) -> bool:
+        """Whether the decay is a tensor of every token, with a gradient."""
+        return self.level in (Level.SCALAR, Level.KEY)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is q, k, v with a decay that is constant or none, read after the update."""
+        names = tuple(map(str, (self.query, self.key, self.value)))
+        return names == ("q", "k", "v") and not self.gated and self.inclusive
 
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
     """The forms of a recurrence: one step and its adjoint, and the walks of the chunk forms.
 
-    `operands` and `forward` are None and `adjoint` is empty where there are no chunk forms.
+    `operands` and `forward` are None and `adjoint` is empty where there are no chunk forms, or where
+    they are those of a `scan`.
     `refused` says, per form that is not made, why not.
     """
 
@@ -69,3 +88,4 @@ class Derivation:
     adjoint: tuple[Walk, ...]
     forms: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
+    scan: Scan | None = None

@@ -7,13 +7,13 @@ sum of what its uses contribute: for y = f(a, b), da += ∂f/∂a dy, summed ove
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from fractions import Fraction
-from functools import cache, partial, reduce
+from collections.abc import Callable, Mapping
+from functools import cache
 
 import sympy
 
-from flagen.analyze.functions import POINTWISE, log1p, sigmoid, softplus
+from flagen.analyze.functions import POINTWISE
+from flagen.derive.from_sympy import exact, node_of
 from flagen.derive.step import Step, StepBuilder, pruned
 
 
@@ -76,7 +76,7 @@ def _operands(builder: StepBuilder, step: Step, place: int, d: int) -> list[tupl
     found = []
     for which, operand in enumerate(node.args):
         if builder.value(operand) is None:
-            slope = _from_sympy(builder, derivative(node.op, which), node.args)
+            slope = node_of(builder, derivative(node.op, which), _leaf(node.args))
             found.append((operand, apply("*", d, slope)))
     return found
 
@@ -89,43 +89,9 @@ def derivative(op: str, which: int) -> sympy.Expr:
     """∂op/∂x_which as an expression of x0 and x1."""
     count = 2 if op in ("max", "min", "**") else 1
     made = _X[0] ** _X[1] if op == "**" else POINTWISE[op][0](*_X[:count])
-    return sympy.diff(made, _X[which])
+    return exact(sympy.diff(made, _X[which]))
 
 
-_FUNCTIONS: dict[type, str] = {
-    sympy.exp: "exp",
-    sympy.log: "log",
-    sympy.tanh: "tanh",
-    sympy.Abs: "abs",
-    sympy.sign: "sign",
-    log1p: "log1p",
-    sigmoid: "sigmoid",
-    softplus: "softplus",
-}
-
-
-def _from_sympy(builder: StepBuilder, expression: sympy.Expr, args: tuple[int, ...]) -> int:
-    """The node of an expression over x0 and x1, which stand for `args`."""
-
-    def node(part: sympy.Expr) -> int:
-        if isinstance(part, sympy.Rational):
-            return builder.number(Fraction(int(part.p), int(part.q)))
-        if part in _X:
-            return args[0 if part == _X[0] else 1]
-        if isinstance(part, sympy.Heaviside):  # 1/2 at 0
-            sign = builder.apply("sign", node(part.args[0]))
-            return builder.apply("*", builder.number(Fraction(1, 2)), builder.apply("+", sign, one))
-        if isinstance(part, sympy.Piecewise):  # of relu: 1 where x > 0
-            return builder.apply("max", builder.apply("sign", args[0]), builder.number(0))
-        if isinstance(part, sympy.Pow) and isinstance(part.exp, sympy.Rational):
-            return builder.power(node(part.base), Fraction(int(part.exp.p), int(part.exp.q)))
-        operands = [node(each) for each in part.args]
-        if isinstance(part, sympy.Add | sympy.Mul):
-            op = "+" if isinstance(part, sympy.Add) else "*"
-            combined: int = reduce(partial(builder.apply, op), operands)
-            return combined
-        op = "**" if isinstance(part, sympy.Pow) else _FUNCTIONS[type(part)]
-        return builder.apply(op, *operands)
-
-    one = builder.number(1)
-    return node(expression)
+def _leaf(args: tuple[int, ...]) -> Callable[[sympy.Symbol], int]:
+    """The nodes that x0 and x1 stand for."""
+    return lambda symbol: args[_X.index(symbol)]

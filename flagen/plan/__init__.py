@@ -7,8 +7,12 @@ shared memory there, by Triton 3.6.0's own allocation.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from flagen.analyze.recurrence import Level
 from flagen.derive.derivation import Derivation
 from flagen.plan.kernel_plan import KernelPlan, ModulePlan, Tile, TileTable
+from flagen.plan.scan import SCAN
 
 __all__ = ["KernelPlan", "plan"]
 
@@ -34,6 +38,23 @@ BACKWARD = TileTable(
         Tile(256, 16, 128, 32, 8, 1, crowded_stages=1),
     ),
 )
+CHANNEL_FORWARD = TileTable(
+    "fwd",
+    half=(
+        Tile(128, 64, 128, 64, 8, 2, crowded_stages=2),
+        Tile(256, 64, 256, 32, 8, 2, crowded_stages=2),
+    ),
+    single=(
+        Tile(64, 16, 64, 64, 8, 1, crowded_stages=1),
+        Tile(256, 16, 128, 32, 8, 1, crowded_stages=1),
+    ),
+)
+CHANNEL_BACKWARD = replace(CHANNEL_FORWARD, kernel="bwd")
+CHANNEL_SUM = TileTable(
+    "sum",
+    half=(Tile(256, 64, 128, 64, 8, 2),),
+    single=(Tile(256, 32, 64, 32, 4, 1),),
+)
 SUM = TileTable(
     "sum",
     half=(Tile(256, 64, 128, 64, 4, 3),),
@@ -53,6 +74,13 @@ _CHUNK = ModulePlan(
     template="module/chunk.py.jinja",
     kernels=("decay", "walk", "chunk_fwd", "chunk_bwd", "segment_sum", "segment_scan"),
     tiles=(FORWARD, BACKWARD, SUM),
+)
+_GATED = replace(_CHUNK, kernels=_CHUNK.kernels[1:])
+_BY_CHANNEL = ModulePlan(
+    file="chunk.py",
+    template="module/chunk.py.jinja",
+    kernels=("walk_by_channel", *_GATED.kernels[1:]),
+    tiles=(CHANNEL_FORWARD, CHANNEL_BACKWARD, CHANNEL_SUM),
 )
 _RECURRENT = ModulePlan(
     file="fused_recurrent.py",
@@ -80,9 +108,20 @@ def plan(derivation: Derivation) -> KernelPlan:
     """The files of the operator, with the kernels of the forms that it has."""
     modules = [_INIT, _NAIVE]
     if "chunk" in derivation.forms or "fused_chunk" in derivation.forms:
-        modules.append(_CHUNK)
+        modules.append(_chunk(derivation))
     if "fused_recurrent" in derivation.forms:
-        modules.append(_TOKEN if derivation.operands is None else _RECURRENT)
+        plain = derivation.operands is not None and derivation.operands.plain
+        modules.append(_RECURRENT if plain else _TOKEN)
     if "parallel" in derivation.forms:
         modules.append(_PARALLEL)
     return KernelPlan(derivation, tuple(modules), LEAST_SEGMENT)
+
+
+def _chunk(derivation: Derivation) -> ModulePlan:
+    """The module of the chunk forms, by what the decay depends on."""
+    operands = derivation.operands
+    if derivation.scan is not None:
+        return SCAN
+    if operands is None or not operands.gated:
+        return _CHUNK
+    return _BY_CHANNEL if operands.level is Level.KEY else _GATED

@@ -19,18 +19,18 @@ from flagen.diagnostics import InternalError
 from flagen.parse.expression import unparse
 from flagen.parse.spec import Spec
 from flagen.plan.kernel_plan import KernelPlan, ModulePlan, Tile, TileTable
-from flagen.render.decay import DecayLines, decay_lines
+from flagen.plan.scan import ScanModule
+from flagen.render.chunk import check_arguments, chunk_context
+from flagen.render.decay import LOG2_E, DecayLines, decay_lines
 from flagen.render.environment import Block, fill
 from flagen.render.finish import GeneratedFile, finish, spec_digest
 from flagen.render.package import package_context
 from flagen.render.printer import TritonPrinter
 from flagen.render.reference import equations, reference_context, summary
+from flagen.render.scan import scan_context
 from flagen.render.token import token_context
 
 __all__ = ["GeneratedFile", "render", "runtime_file"]
-
-LOG2_E = "1.4426950408889634"
-
 
 @dataclass(frozen=True, slots=True)
 class KernelContext:
@@ -38,6 +38,10 @@ class KernelContext:
 
     name: str
     decay: DecayLines
+    gated: bool
+    by_channel: bool
+    before: bool
+    bonus: bool
     log2_decay: str
     decay_formula: str
     log2_e: str
@@ -51,12 +55,10 @@ class ModuleContext:
     name: str
     kernels: Block
     tiles: Block
-    least_segment: int
     digest: str
     summary: str
     equations: Block
     attention: Block
-    check_arguments: Block
     check_arguments_stateless: Block
     check_arguments_layout: Block
 
@@ -72,6 +74,8 @@ def render(plan: KernelPlan) -> tuple[GeneratedFile, ...]:
 
 def _context(plan: KernelPlan, module: ModulePlan) -> object:
     """What a module's template may print."""
+    if isinstance(module, ScanModule):
+        return scan_context(plan.derivation, module)
     match module.template:
         case "module/init.py.jinja":
             return package_context(plan.derivation)
@@ -79,6 +83,8 @@ def _context(plan: KernelPlan, module: ModulePlan) -> object:
             return reference_context(plan.derivation)
         case "module/token.py.jinja":
             return token_context(plan.derivation, module.kernels)
+        case "module/chunk.py.jinja":
+            return chunk_context(plan, *_texts(plan, module))
     return _module_context(plan, module)
 
 
@@ -94,13 +100,18 @@ class _Nothing:
 
 def _kernel_context(derivation: Derivation) -> KernelContext:
     spec = derivation.recurrence.spec
-    (state,) = derivation.recurrence.states
+    operands = _operands(derivation)
     log = _constant_log_decay(derivation)
+    bonus = operands.bonus is not None
     return KernelContext(
         name=spec.name,
-        decay=decay_lines(spec.name, state.decay.level),
+        decay=decay_lines(spec.name, operands.level, bonus),
+        gated=operands.gated,
+        by_channel=operands.level is Level.KEY,
+        before=not operands.inclusive,
+        bonus=bonus,
         log2_decay="" if log is None else TritonPrinter().doprint(log),
-        decay_formula=str(_operands(derivation).log_decay) if log is None else _formula(spec),
+        decay_formula=str(operands.log_decay) if log is None else _formula(spec),
         log2_e=LOG2_E,
         unbounded="1 << 30",
     )
@@ -128,26 +139,29 @@ def _formula(spec: Spec) -> str:
     return ", ".join(f"{t.name} = {unparse(t.value)}" for t in spec.inputs if t.value is not None)
 
 
+def _texts(plan: KernelPlan, module: ModulePlan) -> tuple[Block, Block]:
+    """The kernels of a module, and its functions that look tiles up."""
+    context = _kernel_context(plan.derivation)
+    texts = [fill(f"kernel/{kernel}.py.jinja", context).strip("\n") for kernel in module.kernels]
+    kernels = Block.of("\n\n\n".join(text for text in texts if text))
+    return kernels, Block.of("\n\n\n".join(_tile_function(table) for table in module.tiles))
+
+
 def _module_context(plan: KernelPlan, module: ModulePlan) -> ModuleContext:
     derivation = plan.derivation
     spec = derivation.recurrence.spec
-    kernel_context = _kernel_context(derivation)
-    texts = [
-        fill(f"kernel/{kernel}.py.jinja", kernel_context).strip("\n") for kernel in module.kernels
-    ]
+    kernels, tiles = _texts(plan, module)
     constant = derivation.recurrence.states[0].decay.level is Level.CONSTANT
     return ModuleContext(
         name=spec.name,
-        kernels=Block.of("\n\n\n".join(text for text in texts if text)),
-        tiles=Block.of("\n\n\n".join(_tile_function(table) for table in module.tiles)),
-        least_segment=plan.least_segment,
+        kernels=kernels,
+        tiles=tiles,
         digest=spec_digest(spec),
         summary=summary(spec),
         equations=Block.of("\n".join(equations(spec))),
         attention=Block.of(_attention(constant)),
-        check_arguments=Block.of(_check_arguments("K, V")),
-        check_arguments_stateless=Block.of(_check_arguments(None)),
-        check_arguments_layout=Block.of(_check_arguments("*((V, K) if state_v_first else (K, V))")),
+        check_arguments_stateless=Block.of(check_arguments(None)),
+        check_arguments_layout=Block.of(check_arguments("*((V, K) if state_v_first else (K, V))")),
     )
 
 
@@ -186,28 +200,3 @@ def _choose(tiles: tuple[Tile, ...]) -> list[str]:
         last = tile is tiles[-1]
         lines += [result] if last else [f"if contracted <= {tile.contracted}:", f"    {result}"]
     return lines
-
-
-def _check_arguments(state: str | None) -> str:
-    """Statements that bind the sizes and check the arguments; `state`: a state's axes, if any."""
-    lines = [
-        "q, k, v = autocast(q, k, v)",
-        'qk, vv = ("B", "T", "H", "K"), ("B", "T", "H", "V")',
-        'sizes = check_shapes(op, (("q", q, qk), ("k", k, qk), ("v", v, vv)))',
-        'check_alike(op, (("q", q), ("k", k), ("v", v)))',
-    ]
-    if state:
-        lines += [
-            'B, T, H, K, V = (sizes[axis] for axis in ("B", "T", "H", "K", "V"))',
-            "N = B if cu_seqlens is None else check_cu_seqlens(op, cu_seqlens, B, q.device)",
-            "if initial_state is not None:",
-            f'    check_state(op, "initial_state", initial_state, (N, H, {state}), q.device)',
-            "scale = K**-0.5 if scale is None else float(scale)",
-        ]
-    else:
-        lines += [
-            "if cu_seqlens is not None:",
-            '    check_cu_seqlens(op, cu_seqlens, sizes["B"], q.device)',
-            'scale = sizes["K"] ** -0.5 if scale is None else float(scale)',
-        ]
-    return "\n".join(lines)

@@ -12,54 +12,65 @@ from dataclasses import dataclass
 from flagen.analyze.recurrence import Level
 from flagen.render.environment import Block
 
+NO_LINES = Block(())
+LOG2_E = "1.4426950408889634"
+
 
 @dataclass(frozen=True, slots=True)
 class DecayLines:
-    """What the kernel templates print for the decay."""
+    """What the kernel templates print for the decay; what a level does not need is empty."""
 
-    parameter: str
-    argument: str
-    before_loop: Block
-    in_loop: Block
-    state: str
-    scan_before_loop: Block
-    scan_state: str
-    step_before_loop: Block
-    step_before: str
-    step_after: Block
-    parallel_columns: Block
-    parallel_rows: Block
-    parallel_diagonal: Block
+    walk_parameters: str = ""
+    kernel_parameters: str = ""
+    forward: str = ""
+    straight: str = ""
+    exchanged: str = ""
+    gradient_parameters: str = ""
+    reads: str = ""
+    rows: str = ""
+    parts: str = ""
+    before_loop: Block = NO_LINES
+    in_loop: Block = NO_LINES
+    state: str = ""
+    sum_parameters: str = ""
+    sum_arguments: str = ""
+    segment_decay: Block = NO_LINES
+    scan_parameters: str = ""
+    scan_sizes: str = ""
+    scan_before_loop: Block = NO_LINES
+    scan_state: str = ""
+    step_before_loop: Block = NO_LINES
+    step_before: str = ""
+    step_after: Block = NO_LINES
+    parallel_columns: Block = NO_LINES
+    parallel_rows: Block = NO_LINES
+    parallel_diagonal: Block = NO_LINES
 
 
-def decay_lines(name: str, level: Level) -> DecayLines:
+def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
     """The lines for `level`. Constant decays come from the head's index; see `log2_decay`."""
+    if level is Level.SCALAR:
+        return _scalar()
+    if level is Level.KEY:
+        return _by_channel(bonus)
     if level is Level.NONE:
         masked = "b_D = tl.where(o_d >= 0, scale, 0.0)"
         return DecayLines(
-            parameter="",
-            argument="",
             before_loop=Block.of(
                 f"# [BT, BT]\n{masked}\n"
                 "b_read = tl.zeros([BT], dtype=tl.float32) + scale_read\n"
                 "b_write = tl.zeros([BT], dtype=tl.float32) + scale_write"
             ),
-            in_loop=Block.of(""),
             state="b_h + ",
-            scan_before_loop=Block.of(""),
             scan_state="b_h + ",
-            step_before_loop=Block.of(""),
-            step_before="",
-            step_after=Block.of(""),
-            parallel_columns=Block.of(""),
-            parallel_rows=Block.of(""),
             parallel_diagonal=Block.of(masked),
         )
     if level is Level.CONSTANT:
         masked = "b_D = tl.where(o_d >= 0, scale * tl.exp2(tl.maximum(o_d, 0) * b_g), 0.0)"
         return DecayLines(
-            parameter="b_g, ",
-            argument=f"{name}_log2_decay(i_h, H), ",
+            walk_parameters="b_g, ",
+            forward=f"{name}_log2_decay(i_h, H), ",
+            sum_arguments=f"{name}_log2_decay(i_h, H), ",
             before_loop=Block.of(f"b_g = b_g.to(tl.float32)\n# [BT, BT]\n{masked}"),
             in_loop=Block.of(
                 "b_G = tl.minimum(o_t + 1, n) * b_g\n"
@@ -89,3 +100,87 @@ def decay_lines(name: str, level: Level) -> DecayLines:
             parallel_diagonal=Block.of(masked.replace("b_g", "b_g.to(tl.float32)")),
         )
     raise NotImplementedError(f"no kernel lines for a decay that is {level.value}")
+
+
+def _scalar() -> DecayLines:
+    """A gate g per token and head."""
+    unused = "None, None, None, None, "
+    return DecayLines(
+        walk_parameters="g, x, m, h_c, dg, ",
+        kernel_parameters="g, ",
+        forward=f"g + r_t, {unused}",
+        straight="g + r_t, ",
+        exchanged="g + r_t, ",
+        reads="g + r_t, ",
+        gradient_parameters="m, h_c, dg, ",
+        rows="r_t",
+        parts="(i_c * tl.cdiv(K, BO) + i_o)",
+        before_loop=Block.of(
+            "# a sum's rounding is an error of the decay: float32 operands need more digits\n"
+            "GATE: tl.constexpr = tl.float64 if k.dtype.element_ty == tl.float32 else tl.float32"
+        ),
+        in_loop=Block.of(
+            f"b_g = tl.load(g + r_t + o_t * H, mask=m_t, other=0).to(GATE) * {LOG2_E}\n"
+            "b_G = tl.cumsum(b_g, 0)\n"
+            "b_G_n = tl.sum(b_g, 0)\n"
+            "b_D = tl.where(reverse, b_G[None, :] - b_G[:, None], b_G[:, None] - b_G[None, :])\n"
+            'b_D = tl.where(o_d >= 0, b_D.to(tl.float32), float("-inf"))\n'
+            "b_D = tl.exp2(b_D) * scale\n"
+            "b_read = tl.where(reverse, b_G_n - b_G, b_G).to(tl.float32)\n"
+            "b_read = tl.exp2(b_read) * scale_read\n"
+            "b_write = tl.where(reverse, b_G, b_G_n - b_G).to(tl.float32)\n"
+            "b_write = tl.exp2(b_write) * scale_write"
+        ),
+        sum_parameters="g, ",
+        sum_arguments=f"g + r_t, {unused}",
+        segment_decay=Block.of(
+            "if (i_k == 0) & (i_v == 0):\n"
+            "    o_t = tl.arange(0, BT)\n"
+            "    b_a = tl.zeros([BT], dtype=tl.float32)\n"
+            "    for i in range(tl.cdiv(n_t, BT)):\n"
+            "        m_t = i * BT + o_t < n_t\n"
+            "        b_a += tl.load(g + r_t + (i * BT + o_t) * H, mask=m_t, other=0)\n"
+            f"    tl.store(a + i_s.to(tl.int64) * H + i_h, tl.sum(b_a, 0) * {LOG2_E})"
+        ),
+        state="b_h * tl.exp2(b_G_n.to(tl.float32)) + ",
+        scan_parameters="a, ",
+        scan_before_loop=Block.of("r_a = i_s.to(tl.int64) * H + i_h"),
+        scan_state="b_h * tl.exp2(tl.load(a + r_a + i_l * H)) + ",
+    )
+
+
+def _by_channel(bonus: bool) -> DecayLines:
+    """A gate g per token, head and channel of K; a bonus u per head and channel of K."""
+    u = "u + i_h * K, " if bonus else ""
+    none = "None, " if bonus else ""
+    du = "du, " if bonus else ""
+    unused = "None, None, None, None, "
+    return DecayLines(
+        walk_parameters=f"g_k, g_v, {'u_k, u_v, du, ' if bonus else ''}x, m, h_c, dg, ",
+        kernel_parameters=f"g, {'u, ' if bonus else ''}",
+        forward=f"g + r_t * K, None, {u}{none}{none}{unused}",
+        straight=f"g + r_t * K, None, {u}{none}{none}",
+        reads=f"None, g + r_t * K, {none}{u}{du}",
+        exchanged=f"None, g + r_t * K, {none}{u}{none}",
+        gradient_parameters=f"m, h_c, dg, {du}",
+        rows="r_t * K",
+        parts="i_c",
+        sum_parameters="g, ",
+        sum_arguments=f"g + r_t * K, None, {none}{none}{none}{unused}",
+        segment_decay=Block.of(
+            "if i_v == 0:\n"
+            "    o_t = tl.arange(0, BT)[:, None]\n"
+            "    o_a = i_k * BK + tl.arange(0, BK)\n"
+            "    b_a = tl.zeros([BK], dtype=tl.float32)\n"
+            "    for i in range(tl.cdiv(n_t, BT)):\n"
+            "        m_t = (i * BT + o_t < n_t) & (o_a < K)[None, :]\n"
+            "        p_a = g + (r_t + (i * BT + o_t) * H) * K + o_a[None, :]\n"
+            "        b_a += tl.sum(tl.load(p_a, mask=m_t, other=0).to(tl.float32), 0)\n"
+            "    r_a = (i_s.to(tl.int64) * H + i_h) * K\n"
+            f"    tl.store(a + r_a + o_a, b_a * {LOG2_E}, mask=o_a < K)"
+        ),
+        scan_parameters="a, ",
+        scan_sizes="K: tl.constexpr, ",
+        scan_before_loop=Block.of("r_a = (i_s.to(tl.int64) * H + i_h) * K + o_h // (KV // K)"),
+        scan_state="b_h * tl.exp2(tl.load(a + r_a + i_l * (H * K), mask=m_h, other=0)) + ",
+    )

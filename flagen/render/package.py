@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flagen.derive.derivation import Derivation
 from flagen.render.environment import Block
 from flagen.render.reference import signature_of, summary
+from flagen.render.signature import Signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ def package_context(derivation: Derivation) -> PackageContext:
     spec, signature = derivation.recurrence.spec, signature_of(derivation)
     name, forms = spec.name, derivation.forms
     naive = [f"naive_{name}"]
-    if derivation.operands is not None:
+    if derivation.operands is not None and derivation.operands.plain:
         naive.append(f"naive_chunk_{name}")
     exports = sorted([*(f"{form}_{name}" for form in forms), *naive, name])
     call = signature.call("initial_state", "output_final_state", "cu_seqlens=cu_seqlens")
@@ -42,7 +43,7 @@ def package_context(derivation: Derivation) -> PackageContext:
         scale_parameter=Block(tuple(signature.scale_parameter())),
         state_type=signature.state_type,
         reference_form=f"{forms[0]}_{name}",
-        pick=Block.of(_pick(name, forms, f"({call})")),
+        pick=Block.of(_pick(signature, forms, f"({call})")),
     )
 
 
@@ -62,12 +63,15 @@ def _imports(name: str, forms: tuple[str, ...], naive: list[str]) -> str:
     return "\n".join(sorted([*lines, f"from .naive import {', '.join(sorted(naive))}"]))
 
 
-def _pick(name: str, forms: tuple[str, ...], arguments: str) -> str:
+def _pick(signature: Signature, forms: tuple[str, ...], arguments: str) -> str:
     """The body of the function without a prefix."""
+    name, first = signature.spec.name, signature.first
+    rank = next(len(tensor.axes) + 1 for tensor in signature.tensors if tensor.name == first)
     chunked = next((form for form in ("chunk", "fused_chunk") if form in forms), None)
     if chunked and "fused_recurrent" in forms:
         return (
-            f"if q.dim() == 4 and q.shape[1] <= 16:\n    return fused_recurrent_{name}{arguments}\n"
+            f"if {first}.dim() == {rank} and {first}.shape[1] <= 16:\n"
+            f"    return fused_recurrent_{name}{arguments}\n"
             f"return {chunked}_{name}{arguments}"
         )
     return f"return {chunked or forms[0]}_{name}{arguments}"

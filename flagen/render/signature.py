@@ -139,16 +139,33 @@ class Signature:
         lines.append("    N is B, or the number of packed sequences.")
         return lines
 
-    def checks(self) -> list[str]:
-        """Statements that cast, check shapes, devices and dtypes, and bind N and `scale`."""
+    def pool_docs(self) -> list[str]:
+        """The lines about pools of states in a docstring."""
+        shapes = [f"[S, {', '.join(self.state_axes(state))}]" for state in self.spec.state]
+        pairs = zip(self.spec.state, shapes, strict=True)
+        named = f"({', '.join(f'{state.name} {shape}' for state, shape in pairs)})"
+        return [
+            f"state_pool: {named if len(shapes) > 1 else shapes[0]}, any floating dtype: S slots, each"
+            " contiguous, at any",
+            "    distance. Updated in place.",
+        ]
+
+    def cast(self) -> list[str]:
+        """The statement that casts, in an autocast region, what is no logarithm of a decay."""
         cast = [name for name in self.names if name not in self.gates]
         comma = "," if len(cast) == 1 else ""
-        lines = [f"{', '.join(cast)}{comma} = autocast({', '.join(cast)})"] if cast else []
-        pairs = ", ".join(f'("{name}", {name})' for name in self.names)
+        return [f"{', '.join(cast)}{comma} = autocast({', '.join(cast)})"] if cast else []
+
+    def checks(self) -> list[str]:
+        """Statements that cast, check all arguments, and bind N and `scale`."""
+        return [*self.cast(), *self.argument_checks(), *self._state_checks(), *self._scale()]
+
+    def argument_checks(self) -> list[str]:
+        """Statements that check all arguments but states, and bind N."""
+        lines: list[str] = []
         shapes = [(t.name, ["B", *t.axes] if "T" in t.axes else list(t.axes)) for t in self.tensors]
         triples = ", ".join(f'("{n}", {n}, {_tuple(axes)})' for n, axes in shapes)
         lines.append(f"sizes = check_shapes(op, ({triples},))")
-        lines.append(f"check_tensors(op, ({pairs},))")
         fine = output_heads(self.spec)
         heads = {axis for t in self.tensors for axis in t.axes if not is_feature(axis)}
         for axis in sorted(heads - {"T", *fine}):
@@ -158,10 +175,10 @@ class Signature:
             'N = sizes["B"] if cu_seqlens is None'
             f' else check_cu_seqlens(op, cu_seqlens, sizes["B"], {first}.device)'
         )
-        lines += self._state_checks()
-        for line in self.default_scale("float(scale)"):
-            lines.append(self._sized(line))
         return lines
+
+    def _scale(self) -> list[str]:
+        return [self._sized(line) for line in self.default_scale("float(scale)")]
 
     def _sized(self, line: str) -> str:
         axes = {axis for tensor in self.tensors for axis in tensor.axes}

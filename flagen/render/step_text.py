@@ -197,7 +197,8 @@ class StepText:
             return _Text(f"tl.exp2({wide[1].code})", node.axes)
         if node.op == "**" and isinstance(base, Fraction):
             return _Text(f"tl.exp2({wide[1].within(2)} * {math.log2(base)!r})", node.axes)
-        return _Text(_CALLS[node.op].format(*(each.within(2) for each in wide)), node.axes)
+        binds = 2 if node.op == "**" else 0
+        return _Text(_CALLS[node.op].format(*(each.within(binds) for each in wide)), node.axes)
 
     def _sum(self, place: int, node: Node, operand: _Text) -> _Text:
         axis = str(node.detail)

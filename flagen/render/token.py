@@ -51,7 +51,12 @@ class TokenModuleContext:
     make_output_gradient: str
     make_saved: Block
     make_partials: Block
+    output: str
     contiguous: str
+    contiguous_inputs: str
+    strides: str
+    scalars: str
+    scalars_saving: str
     launch_inputs: str
     launch_forward: Block
     launch_saving: Block
@@ -68,6 +73,22 @@ class TokenModuleContext:
     result_doc: Block
     checks: Block
     call: Block
+    cast: Block
+    decode_arguments: str
+    typed_decode: Block
+    decode_checks: Block
+    decode_sizes: Block
+    decode_fake_sizes: Block
+    launch_decode: Block
+    decode_scalars: str
+    decode_by_reference: Block
+    pool_strides: str
+    changed: str
+    pool_type: str
+    pool_docs: Block
+    decode_docs: Block
+    decode_result_doc: Block
+    call_decode: Block
 
 
 def token_context(derivation: Derivation, kernels: tuple[str, ...]) -> TokenModuleContext:
@@ -112,7 +133,12 @@ def token_context(derivation: Derivation, kernels: tuple[str, ...]) -> TokenModu
         make_output_gradient=host.make_output_gradient(),
         make_saved=_block(host.make_saved()),
         make_partials=_block(host.make_partials()),
+        output=signature.output,
         contiguous=_contiguous(signature),
+        contiguous_inputs=host.contiguous,
+        strides=host.strides,
+        scalars=host.scalars("1"),
+        scalars_saving=host.scalars("chunk"),
         launch_inputs=", ".join(signature.names) + ",",
         launch_forward=_block(host.launch_forward(saving=False)),
         launch_saving=_block(host.launch_forward(saving=True)),
@@ -129,6 +155,22 @@ def token_context(derivation: Derivation, kernels: tuple[str, ...]) -> TokenModu
         result_doc=_block(_result_doc(signature)),
         checks=_block(signature.checks()),
         call=_block(host.call()),
+        cast=_block(signature.cast()),
+        decode_arguments=", ".join(host.decode_arguments),
+        typed_decode=_block(host.typed_decode()),
+        decode_checks=_block(host.decode_checks()),
+        decode_sizes=_block(signature.sizes(" ".join([*forward_sizes, "T"]))),
+        decode_fake_sizes=_block(signature.sizes(host.make_output)),
+        launch_decode=_block(host.launch_decode()),
+        decode_scalars="scale, T, N, 1" if signature.has_scale else "T, N, 1",
+        decode_by_reference=_block(host.decode_by_reference()),
+        pool_strides=", ".join(f"{pool}.stride(0)" for pool in host.pools),
+        changed=repr((*host.pools, *host.each)),
+        pool_type=signature.state_type.removesuffix(" | None"),
+        pool_docs=_block(signature.pool_docs()),
+        decode_docs=_block(signature.docs()[:-2]),
+        decode_result_doc=_block(_decode_result_doc(signature)),
+        call_decode=_block(host.call_decode()),
     )
 
 
@@ -149,9 +191,9 @@ def _tensors(count: int) -> str:
 
 
 _RUNTIME = (
-    "Operator autocast block cdiv check_cu_seqlens check_groups check_kwargs check_shapes"
-    " check_state check_tensors checkpoint_interval folded locate partials runs_kernels"
-    " split_states warps"
+    "Operator autocast block cdiv check_cu_seqlens check_groups check_inference check_kwargs"
+    " check_pool check_shapes check_slots check_state checkpoint_interval decode_by_reference folded"
+    " in_place launch Launcher locate once partials runs_kernels split_states"
 )
 
 
@@ -159,6 +201,7 @@ def _imports(name: str, kernels: str, signature: Signature) -> list[str]:
     used = [each for each in _RUNTIME.split() if _is_used(each, signature)]
     used += [helper for helper in HELPERS if f" {helper}(" in kernels or f"({helper}(" in kernels]
     lines = ["import torch", "import triton", "import triton.language as tl", ""]
+    lines = ["from functools import lru_cache", "", *lines]
     if any("math." in line for line in signature.default_scale()):
         lines.insert(0, "import math")
     return [*lines, f"from .._runtime import {', '.join(used)}", f"from .naive import naive_{name}"]
@@ -201,6 +244,16 @@ def _tiles(layout: Layout) -> list[str]:
 def _tile_elements(layout: Layout) -> str:
     products = dict.fromkeys(layout.elements(state.axes) for state in layout.spec.state)
     return next(iter(products)) if len(products) == 1 else f"max({', '.join(products)})"
+
+
+def _decode_result_doc(signature: Signature) -> list[str]:
+    shape, like = signature.output_shape(), signature.like.name
+    many = len(signature.spec.state) > 1
+    each = [", ".join(["B", "T", *signature.state_axes(s)]) for s in signature.spec.state]
+    return [
+        f"{signature.output}, [{shape}] in the dtype of {like}, and the states after every token in the",
+        f"dtype of the pool{'s' * many}, {' and '.join(f'[{shape}]' for shape in each)}, or None.",
+    ]
 
 
 def _result_doc(signature: Signature) -> list[str]:

@@ -132,18 +132,30 @@ class Host:
             for name in self.initial
         ]
 
-    def _scalars(self, chunk: str) -> str:
+    def scalars(self, chunk: str) -> str:
+        """The numbers that kernels take."""
         scale = "scale, " if self.signature.has_scale else ""
-        return f"cu_seqlens, {scale}T, N, {chunk},"
+        return f"({scale}T, N, {chunk}),"
+
+    @property
+    def contiguous(self) -> str:
+        """The inputs as kernels take them."""
+        return ", ".join(f"{name}.contiguous()" for name in self.signature.names) + ","
+
+    @property
+    def strides(self) -> str:
+        """The distances between states that are contiguous."""
+        sizes = (" * ".join(self.signature.state_axes(state)) for state in self.states)
+        return ", ".join(sizes)
 
     def launch_forward(self, saving: bool) -> list[str]:
-        """The arguments of the forward kernel behind the inputs."""
+        """The tensors that the forward kernel takes behind the inputs."""
         lines = [f"{'None' if saving else self.results[0]},"]
         for state, final in zip(self.states, self.results[1:], strict=True):
             start = f"None if initial_{state.name} is None else initial_{state.name}.contiguous()"
             end = "None" if saving else f"{final} if output_final_state else None"
-            lines.append(f"{start}, {end}, {f'{state.name}_saved' if saving else 'None'},")
-        return [*lines, self._scalars("chunk" if saving else "1")]
+            lines.append(f"{start}, {end}, {f'{state.name}_saved' if saving else 'None'}, None,")
+        return [*lines, "None, cu_seqlens,"]
 
     def launch_backward(self) -> list[str]:
         """The arguments of the backward kernel behind the inputs."""
@@ -153,7 +165,7 @@ class Host:
         for state, given in zip(self.states, self.given[1:], strict=True):
             start = f"None if {given} is None or {given}.shape[0] == 0 else {given}.contiguous()"
             lines.append(f"{start}, d{state.name},")
-        return [*lines, self._scalars("chunk")]
+        return [*lines, "cu_seqlens,"]
 
     def call(self) -> list[str]:
         """The last statements of the public function."""
@@ -167,4 +179,78 @@ class Host:
             f"    return naive_{name}({signature.call(*others)})",
             f"{', '.join(self.results)} = _recurrent({arguments})",
             f"return {first}, {final} if output_final_state else None",
+        ]
+
+    @property
+    def pools(self) -> list[str]:
+        """The pools of states that decoding updates."""
+        return [f"{state.name}_pool" for state in self.states]
+
+    @property
+    def each(self) -> list[str]:
+        """The states after every token."""
+        return [f"{state.name}_each" for state in self.states]
+
+    @property
+    def decode_arguments(self) -> list[str]:
+        """All arguments of a decoding step."""
+        scale = ["scale"] if self.signature.has_scale else []
+        return [*self.signature.names, *self.pools, "slots", "cu_seqlens", *self.each, *scale]
+
+    def typed_decode(self) -> list[str]:
+        """The same with their types."""
+        lines = [f"{name}: torch.Tensor," for name in (*self.signature.names, *self.pools, "slots")]
+        lines += [f"{name}: torch.Tensor | None," for name in ("cu_seqlens", *self.each)]
+        return lines + (["scale: float | None,"] if self.signature.has_scale else [])
+
+    def decode_checks(self) -> list[str]:
+        """Statements that check the arguments of a decoding step."""
+        device, lines = f"{self.signature.first}.device", self.signature.argument_checks()
+        for n, (state, pool) in enumerate(zip(self.states, self.pools, strict=True)):
+            called = "state_pool" if len(self.states) == 1 else f"state_pool[{n}]"
+            axes = "".join(f'sizes["{axis}"], ' for axis in self.signature.state_axes(state))
+            lines.append(f'check_pool(op, "{called}", {pool}, ({axes}), {device})')
+        lines.append(f"check_slots(op, slots, N, {device})")
+        return [*lines, *self.signature.default_scale()]
+
+    def launch_decode(self) -> list[str]:
+        """The tensors that the forward kernel takes behind the inputs when it decodes."""
+        lines = [f"{self.results[0]},"]
+        for state, pool, each in zip(self.states, self.pools, self.each, strict=True):
+            start = pool
+            if self.layout.first(self.layout.state(state)):
+                start = f"{pool}.index_select(0, slots.clamp(min=0))"
+            lines.append(f"{start}, {pool}, None, {each},")
+        return [*lines, "slots.contiguous(), cu_seqlens,"]
+
+    def decode_by_reference(self) -> list[str]:
+        """The arguments of the reference that decodes."""
+        signature = self.signature
+        inputs = ", ".join(f'"{name}": {name}' for name in signature.names)
+        fixed = tuple(t.name for t in signature.tensors if "T" not in t.axes)
+        pools, each = (f"({', '.join(x)},)" for x in (self.pools, self.each))
+        scale = ", scale=scale" if signature.has_scale else ""
+        return [
+            f"naive_{self.layout.spec.name}, {{{inputs}}}, {fixed!r}, {pools}, slots, cu_seqlens,"
+            f" {self.results[0]}, {each}{scale}"
+        ]
+
+    def call_decode(self) -> list[str]:
+        """The last statements of the public function that decodes."""
+        names, count = ", ".join(self.pools), len(self.pools)
+        given = "state_pool" if count == 1 else f'split_states(op, state_pool, {count}, "state_pool")'
+        first, output = self.signature.first, self.results[0]
+        training = f"fused_recurrent_{self.layout.spec.name}"
+        lines = [f"{names} = {given}"]
+        lines.append(f'check_inference(op, "{training}", {", ".join(self.signature.names)}, {names})')
+        for pool, each in zip(self.pools, self.each, strict=True):
+            shape = f"*{first}.shape[:2], *{pool}.shape[1:]"
+            lines.append(f"{each} = {pool}.new_empty({shape}) if output_states else None")
+        if self.signature.has_scale:
+            lines.append("scale = None if scale is None else float(scale)")
+        each = self.each[0] if count == 1 else f"({', '.join(self.each)})"
+        return [
+            *lines,
+            f"{output} = _decode({', '.join(self.decode_arguments)})",
+            f"return {output}, {each}" + (" if output_states else None" if count > 1 else ""),
         ]

@@ -13,6 +13,8 @@ from flagen.render.environment import Block
 from flagen.render.step_text import StepText, aligned
 from flagen.render.token_layout import Layout, head_of
 from flagen.render.token_states import (
+    adjoint_start,
+    each,
     finish,
     keep,
     load,
@@ -20,6 +22,7 @@ from flagen.render.token_states import (
     recall,
     restore,
     save,
+    slot_rows,
     start,
     state_rows,
 )
@@ -32,6 +35,7 @@ class TokenKernelContext:
     name: str
     scalars: str
     constants: str
+    strides: str
     forward_arguments: Block
     backward_arguments: Block
     place: Block
@@ -39,12 +43,14 @@ class TokenKernelContext:
     parameters: Block
     output_row: Block
     saved_rows: Block
+    slot_rows: Block
     state_rows: Block
     start: Block
     save: Block
     loads: Block
     step: Block
     write_output: Block
+    each: Block
     finish: Block
     output_gradient_row: Block
     gradient_rows: Block
@@ -69,7 +75,7 @@ def kernel_context(layout: Layout) -> TokenKernelContext:
     states = [state.name for state in spec.state]
     scalars = [*(["scale"] if uses_scale(layout) else []), "T", "N", "CHUNK"]
     tail = ["cu_seqlens", *scalars]
-    forward = [*names, layout.output, *_each(states, "_in", "_out", "_saved"), *tail]
+    forward = [*names, layout.output, *_each(states, "_in", "_out", "_saved", "_each"), "slots", *tail]
     backward = [*names, f"d{layout.output}", *(f"d{name}" for name in names)]
     backward += [*_each(states, "_saved", "_steps")]
     backward += [*_each([f"d{name}" for name in states], "_in", "_out"), *tail]
@@ -78,6 +84,7 @@ def kernel_context(layout: Layout) -> TokenKernelContext:
         name=spec.name,
         scalars=", ".join(f'"{name}"' for name in scalars),
         constants=", ".join(f"{size}: tl.constexpr" for size in sizes),
+        strides=", ".join(f"{name}_STRIDE: tl.constexpr" for name in states),
         forward_arguments=_wrapped(forward),
         backward_arguments=_wrapped(backward),
         place=_block(layout.place()),
@@ -85,16 +92,18 @@ def kernel_context(layout: Layout) -> TokenKernelContext:
         parameters=_block(_parameters(layout)),
         output_row=_block(_output_row(layout, layout.output)),
         saved_rows=_block(_saved_rows(layout)),
+        slot_rows=_block(slot_rows(layout)),
         state_rows=_block(state_rows(layout)),
         start=_block(start(layout)),
         save=_block(save(layout)),
         loads=_block(_loads(layout, level.step)),
         step=_block(StepText(level.step, level.masked).lines()),
         write_output=_block(_write_output(layout)),
+        each=_block(each(layout)),
         finish=_block(finish(layout)),
         output_gradient_row=_block(_output_row(layout, f"d{layout.output}")),
         gradient_rows=_block(_gradient_rows(layout)),
-        adjoint_start=_block(start(layout, "d")),
+        adjoint_start=_block(adjoint_start(layout)),
         accumulators=_block(_accumulators(layout)),
         restore=_block(restore(layout)),
         keep=_block(keep(layout)),
@@ -213,6 +222,8 @@ def _write_output(layout: Layout) -> list[str]:
     mask = f", mask={mask}" if (mask := layout.mask(axes)) else ""
     return [
         f"if {name} is not None:",
+        "    if slots is not None:",
+        f"        b_{name} = tl.where(i_s >= 0, b_{name}, 0.0)",
         f"    tl.store({pointer}, b_{name}.to({name}.dtype.element_ty){mask})",
     ]
 

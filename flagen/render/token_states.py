@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flagen.parse.spec import State
-from flagen.render.token_layout import Layout
+from flagen.render.token_layout import Layout, head_of
 
 
 def plus(*parts: str) -> str:
@@ -21,25 +21,57 @@ def state_rows(layout: Layout) -> list[str]:
     """The offsets of a state in memory, and within a tile that is kept as it is."""
     lines = []
     for state in layout.spec.state:
-        axes = layout.state(state)
         lines.append(f"p_{state.name}_tile = {layout.within(state.axes)}")
-        row = layout.row("i_n.to(tl.int64)", axes)
-        lines.append(f"p_{state.name} = {plus(row, layout.offsets(axes))}")
+        lines.append(f"p_{state.name} = {_offsets(layout, state, 'i_n.to(tl.int64)')}")
     return lines
 
 
-def start(layout: Layout, prefix: str = "") -> list[str]:
-    """The initial states, or the gradients of the final ones, which belong to one program."""
+def slot_rows(layout: Layout) -> list[str]:
+    """The same where a state may lie in a slot of a pool, and the mask of a tile there."""
+    lines = ["i_s = i_n.to(tl.int64)", "if slots is not None:"]
+    lines.append("    i_s = tl.load(slots + i_n).to(tl.int64)")
+    for state in layout.spec.state:
+        name, axes = state.name, layout.state(state)
+        lines.append(f"p_{name}_tile = {layout.within(state.axes)}")
+        head = layout.row(layout.index(own), state.axes) if (own := head_of(axes)) else ""
+        lines.append(f"p_{name} = {plus(f'i_s * {name}_STRIDE', head, layout.offsets(axes))}")
+        lines.append(f"m_{name} = ({layout.mask(state.axes)}) & (i_s >= 0)")
+    return lines
+
+
+def _offsets(layout: Layout, state: State, row: str) -> str:
+    axes = layout.state(state)
+    return plus(layout.row(row, axes), layout.offsets(axes))
+
+
+def start(layout: Layout) -> list[str]:
+    """The initial states. One that programs share is not read where the first of them writes it."""
     lines = []
     for state in layout.spec.state:
-        name = f"{prefix}{state.name}"
-        shape = ", ".join(f"B{axis}" for axis in layout.tile(state.axes))
-        lines.append(f"b_{name} = tl.zeros([{shape}], dtype=tl.float32)")
-        loaded = load(f"{name}_in + p_{state.name}", layout.mask(state.axes))
-        first = layout.first(layout.state(state)) if prefix else ""
+        name, pointer = state.name, f"p_{state.name}"
+        if layout.first(layout.state(state)):
+            pointer = _offsets(layout, state, "i_n.to(tl.int64)")
         lines.append(f"if {name}_in is not None:")
-        lines += _guarded(first, f"b_{name} += {loaded}")
+        lines.append(f"    b_{name} = {load(f'{name}_in + {pointer}', f'm_{name}')}")
+        lines += ["else:", f"    b_{name} = {_zeros(layout, state)}"]
     return lines
+
+
+def adjoint_start(layout: Layout) -> list[str]:
+    """The gradients of the final states, each of which belongs to one program."""
+    lines = []
+    for state in layout.spec.state:
+        name = f"d{state.name}"
+        lines.append(f"b_{name} = {_zeros(layout, state)}")
+        loaded = load(f"{name}_in + p_{state.name}", layout.mask(state.axes))
+        lines.append(f"if {name}_in is not None:")
+        lines += _guarded(layout.first(layout.state(state)), f"b_{name} += {loaded}")
+    return lines
+
+
+def _zeros(layout: Layout, state: State) -> str:
+    shape = ", ".join(f"B{axis}" for axis in layout.tile(state.axes))
+    return f"tl.zeros([{shape}], dtype=tl.float32)"
 
 
 def _guarded(condition: str, line: str) -> list[str]:
@@ -89,12 +121,25 @@ def recall(layout: Layout) -> list[str]:
     return lines if len(lines) > 1 else []
 
 
-def finish(layout: Layout) -> list[str]:
-    """Store the final states: the first of the programs that share one does."""
+def each(layout: Layout) -> list[str]:
+    """Store the states after a step, one row per token."""
     lines = []
     for state in layout.spec.state:
-        name, first = state.name, layout.first(layout.state(state))
-        stored = f"tl.store({name}_out + p_{name}, b_{name}, mask={layout.mask(state.axes)})"
-        lines.append(f"if {name}_out is not None:")
-        lines += _guarded(first, stored)
+        lines += _stored(layout, state, "each", _offsets(layout, state, "(bos + i_t)"))
     return lines
+
+
+def finish(layout: Layout) -> list[str]:
+    """Store the final states."""
+    lines = []
+    for state in layout.spec.state:
+        lines += _stored(layout, state, "out", f"p_{state.name}")
+    return lines
+
+
+def _stored(layout: Layout, state: State, kind: str, pointer: str) -> list[str]:
+    """Store a state where it is wanted: the first of the programs that share one does."""
+    name, target = state.name, f"{state.name}_{kind}"
+    value = f"b_{name}.to({target}.dtype.element_ty)"
+    line = f"tl.store({target} + {pointer}, {value}, mask=m_{name})"
+    return [f"if {target} is not None:", *_guarded(layout.first(layout.state(state)), line)]
