@@ -38,22 +38,31 @@ BACKWARD = TileTable(
         Tile(256, 16, 128, 32, 8, 1, crowded_stages=1),
     ),
 )
+STATES = TileTable(
+    "states",
+    half=(Tile(256, 64, 64, 64, 4, 3),),
+    single=(Tile(256, 16, 64, 64, 4, 2),),
+)
+OUT = TileTable(
+    "out",
+    half=(Tile(256, 64, 64, 128, 4, 2),),
+    single=(Tile(256, 16, 64, 64, 4, 2),),
+)
+GRAD = TileTable(
+    "grad",
+    half=(Tile(256, 64, 64, 64, 4, 2),),
+    single=(Tile(256, 16, 64, 64, 4, 2),),
+)
 CHANNEL_FORWARD = TileTable(
     "fwd",
     half=(
-        Tile(128, 64, 128, 64, 8, 2, crowded_stages=2),
-        Tile(256, 64, 256, 32, 8, 2, crowded_stages=2),
+        Tile(128, 32, 128, 64, 8, 2, crowded_stages=2),
+        Tile(256, 32, 256, 32, 8, 2, crowded_stages=2),
     ),
     single=(
         Tile(64, 16, 64, 64, 8, 1, crowded_stages=1),
         Tile(256, 16, 128, 32, 8, 1, crowded_stages=1),
     ),
-)
-CHANNEL_BACKWARD = replace(CHANNEL_FORWARD, kernel="bwd")
-CHANNEL_SUM = TileTable(
-    "sum",
-    half=(Tile(256, 64, 128, 64, 8, 2),),
-    single=(Tile(256, 32, 64, 32, 4, 1),),
 )
 SUM = TileTable(
     "sum",
@@ -75,12 +84,14 @@ _CHUNK = ModulePlan(
     kernels=("decay", "walk", "chunk_fwd", "chunk_bwd", "segment_sum", "segment_scan"),
     tiles=(FORWARD, BACKWARD, SUM),
 )
-_GATED = replace(_CHUNK, kernels=_CHUNK.kernels[1:])
-_BY_CHANNEL = ModulePlan(
-    file="chunk.py",
-    template="module/chunk.py.jinja",
-    kernels=("walk_by_channel", *_GATED.kernels[1:]),
-    tiles=(CHANNEL_FORWARD, CHANNEL_BACKWARD, CHANNEL_SUM),
+_ON_STATES = ("chunk_fwd", "chunk_states", "chunk_grad", "segment_sum", "segment_scan")
+_GATED = replace(
+    _CHUNK, kernels=("walk", "gradients", *_ON_STATES), tiles=(FORWARD, STATES, GRAD)
+)
+_BY_CHANNEL = replace(
+    _CHUNK,
+    kernels=("walk_by_channel", "gradients_by_channel", "chunk_out", *_ON_STATES),
+    tiles=(CHANNEL_FORWARD, STATES, OUT, GRAD),
 )
 _RECURRENT = ModulePlan(
     file="fused_recurrent.py",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flagen.analyze.recurrence import Level
 from flagen.derive.derivation import Operands
 from flagen.diagnostics import InternalError
 from flagen.plan.kernel_plan import KernelPlan
-from flagen.render.environment import Block, fill
-from flagen.render.finish import spec_digest
+from flagen.render.environment import Block
 from flagen.render.reference import equations, signature_of, summary
 from flagen.render.signature import Signature
+from flagen.render.walks import operand_names, walks_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +37,6 @@ class ChunkContext:
     epilogue: Block
 
 
-@dataclass(frozen=True, slots=True)
-class WalksContext:
-    """What `host/walks.py.jinja` may print. `tensors` counts the operands."""
-
-    name: str
-    digest: str
-    least_segment: int
-    gated: bool
-    by_channel: bool
-    bonus: bool
-    gate_arguments: str
-    tensors: int
-    positions: str
-    gradients: str
-    gradient_types: str
-    empty_gradients: str
-
-
 def chunk_context(plan: KernelPlan, kernels: Block, tiles: Block) -> ChunkContext:
     """The lines of the chunk forms."""
     derivation = plan.derivation
@@ -69,7 +50,7 @@ def chunk_context(plan: KernelPlan, kernels: Block, tiles: Block) -> ChunkContex
         name=spec.name,
         kernels=kernels,
         tiles=tiles,
-        host=Block.of(fill("host/walks.py.jinja", walks_context(plan, operands))),
+        host=walks_text(plan, operands),
         summary=summary(spec),
         equations=Block.of("\n".join(equations(spec))),
         parameters=Block(tuple([*signature.parameters(), *signature.scale_parameter()])),
@@ -87,32 +68,6 @@ def chunk_context(plan: KernelPlan, kernels: Block, tiles: Block) -> ChunkContex
         prologue=Block.of("\n".join(_prologue(operands, names))),
         run_chunk=Block.of(_run_chunk(names)),
         epilogue=Block.of("return o, ht if output_final_state else None"),
-    )
-
-
-def operand_names(operands: Operands) -> list[str]:
-    """The canonical names of the operands, as the kernels and `_chunk` take them."""
-    return ["q", "k", "v", *["g"] * operands.gated, *["u"] * (operands.bonus is not None)]
-
-
-def walks_context(plan: KernelPlan, operands: Operands) -> WalksContext:
-    """The lines of the functions on canonical operands."""
-    names = operand_names(operands)
-    gradients = {"g": "total(dg, dg_dtype)", "u": "du.sum((0, 1)).to(u.dtype)"}
-    spec = plan.derivation.recurrence.spec
-    return WalksContext(
-        name=spec.name,
-        digest=spec_digest(spec),
-        least_segment=plan.least_segment,
-        gated=operands.gated,
-        by_channel=operands.level is Level.KEY,
-        bonus=operands.bonus is not None,
-        gate_arguments="".join(f"{gate}, " for gate in names[3:]),
-        tensors=len(names),
-        positions=", ".join(map(str, range(len(names) + 1))),
-        gradients=", ".join(["dq", "dk", "dv", *(gradients[gate] for gate in names[3:])]),
-        gradient_types=", ".join(["torch.Tensor"] * (len(names) + 1)),
-        empty_gradients=", ".join(f"{name}.new_empty({name}.shape)" for name in names),
     )
 
 

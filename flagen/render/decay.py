@@ -23,12 +23,12 @@ class DecayLines:
     walk_parameters: str = ""
     kernel_parameters: str = ""
     forward: str = ""
-    straight: str = ""
-    exchanged: str = ""
+    states: str = ""
     gradient_parameters: str = ""
-    reads: str = ""
-    rows: str = ""
-    parts: str = ""
+    chunk_gates: Block = NO_LINES
+    key_gradients: Block = NO_LINES
+    value_gradients: Block = NO_LINES
+    last_value_gradients: Block = NO_LINES
     before_loop: Block = NO_LINES
     in_loop: Block = NO_LINES
     state: str = ""
@@ -47,12 +47,12 @@ class DecayLines:
     parallel_diagonal: Block = NO_LINES
 
 
-def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
+def decay_lines(name: str, level: Level, before: bool, bonus: bool) -> DecayLines:
     """The lines for `level`. Constant decays come from the head's index; see `log2_decay`."""
     if level is Level.SCALAR:
-        return _scalar()
+        return _scalar(name)
     if level is Level.KEY:
-        return _by_channel(bonus)
+        return _by_channel(name, before, bonus)
     if level is Level.NONE:
         masked = "b_D = tl.where(o_d >= 0, scale, 0.0)"
         return DecayLines(
@@ -102,25 +102,25 @@ def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
     raise NotImplementedError(f"no kernel lines for a decay that is {level.value}")
 
 
-def _scalar() -> DecayLines:
+def _scalar(name: str) -> DecayLines:
     """A gate g per token and head."""
-    unused = "None, None, None, None, "
     return DecayLines(
-        walk_parameters="g, x, m, h_c, dg, ",
+        walk_parameters="g, h_c, ",
         kernel_parameters="g, ",
-        forward=f"g + r_t, {unused}",
-        straight="g + r_t, ",
-        exchanged="g + r_t, ",
-        reads="g + r_t, ",
-        gradient_parameters="m, h_c, dg, ",
-        rows="r_t",
-        parts="(i_c * tl.cdiv(K, BO) + i_o)",
+        forward="g + r_t, None, ",
+        states="g + r_t, h_c, ",
+        gradient_parameters="dg, ",
         before_loop=Block.of(
             "# a sum's rounding is an error of the decay: float32 operands need more digits\n"
-            "GATE: tl.constexpr = tl.float64 if k.dtype.element_ty == tl.float32 else tl.float32"
+            "GATE: tl.constexpr = tl.float64 if k.dtype.element_ty == tl.float32 else tl.float32\n"
+            "# loaded a chunk ahead, since the loads of a walk wait for each other otherwise\n"
+            "o_g = tl.where(reverse, n_c - 1, 0) * BT + o_t\n"
+            "b_next = tl.load(g + o_g.to(tl.int64) * H, mask=(o_g >= 0) & (o_g < n_t), other=0)"
         ),
         in_loop=Block.of(
-            f"b_g = tl.load(g + r_t + o_t * H, mask=m_t, other=0).to(GATE) * {LOG2_E}\n"
+            f"b_g = b_next.to(GATE) * {LOG2_E}\n"
+            "o_g = tl.where(reverse, i_c - 1, i_c + 1) * BT + o_t\n"
+            "b_next = tl.load(g + o_g.to(tl.int64) * H, mask=(o_g >= 0) & (o_g < n_t), other=0)\n"
             "b_G = tl.cumsum(b_g, 0)\n"
             "b_G_n = tl.sum(b_g, 0)\n"
             "b_D = tl.where(reverse, b_G[None, :] - b_G[:, None], b_G[:, None] - b_G[None, :])\n"
@@ -131,8 +131,30 @@ def _scalar() -> DecayLines:
             "b_write = tl.where(reverse, b_G, b_G_n - b_G).to(tl.float32)\n"
             "b_write = tl.exp2(b_write) * scale_write"
         ),
+        state="b_h * tl.exp2(b_G_n.to(tl.float32)) + ",
+        chunk_gates=Block.of(
+            "GATE: tl.constexpr = tl.float64 if dtype == tl.float32 else tl.float32\n"
+            "b_g = tl.load(g + r_t + o_t * H, mask=m_t, other=0).to(GATE)\n"
+            f"b_G = tl.cumsum(b_g, 0) * {LOG2_E}\n"
+            f"b_G_n = tl.sum(b_g, 0) * {LOG2_E}"
+        ),
+        key_gradients=Block.of(
+            f"b_dq, b_dk, b_dg = {name}_gradients(\n"
+            "    b_q, b_k, b_A, b_dq, b_dk, b_p, b_G, b_G_n, n_t, PRECISION\n)\n"
+            "p_g = dg + i_b.to(tl.int64) * n_g + r_t + o_t * H\n"
+            "tl.store(p_g, b_dg.to(dg.dtype.element_ty), mask=m_t)"
+        ),
+        value_gradients=Block.of(
+            "b_A += tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)\n"
+            "b_y = b_k * tl.exp2((b_G_n - b_G).to(tl.float32))[:, None]\n"
+            "b_dv += tl.dot(b_y.to(dtype), b_dh, input_precision=PRECISION)"
+        ),
+        last_value_gradients=Block.of(
+            "b_D = (b_G[:, None] - b_G[None, :]).to(tl.float32)\n"
+            'b_A *= tl.exp2(tl.where(o_t[:, None] >= o_t[None, :], b_D, float("-inf")))'
+        ),
         sum_parameters="g, ",
-        sum_arguments=f"g + r_t, {unused}",
+        sum_arguments="g + r_t, None, ",
         segment_decay=Block.of(
             "if (i_k == 0) & (i_v == 0):\n"
             "    o_t = tl.arange(0, BT)\n"
@@ -142,31 +164,54 @@ def _scalar() -> DecayLines:
             "        b_a += tl.load(g + r_t + (i * BT + o_t) * H, mask=m_t, other=0)\n"
             f"    tl.store(a + i_s.to(tl.int64) * H + i_h, tl.sum(b_a, 0) * {LOG2_E})"
         ),
-        state="b_h * tl.exp2(b_G_n.to(tl.float32)) + ",
         scan_parameters="a, ",
         scan_before_loop=Block.of("r_a = i_s.to(tl.int64) * H + i_h"),
         scan_state="b_h * tl.exp2(tl.load(a + r_a + i_l * H)) + ",
     )
 
 
-def _by_channel(bonus: bool) -> DecayLines:
+def _by_channel(name: str, before: bool, bonus: bool) -> DecayLines:
     """A gate g per token, head and channel of K; a bonus u per head and channel of K."""
     u = "u + i_h * K, " if bonus else ""
     none = "None, " if bonus else ""
-    du = "du, " if bonus else ""
-    unused = "None, None, None, None, "
+    sums = f"b_g, b_read, b_write, b_n = {name}_sums(g, p_k, m_tk, False, dtype)\n"
+    load_u = "b_u = tl.load(u + i_h * K + o_k, mask=m_k, other=0)\n" * bonus
+    own = bonus or not before
+    times_u = " * b_u[None, :]" if bonus else ""
+    self_gradient = (
+        "# what a token gives itself\n"
+        "b_s = tl.sum(tl.where(o_t[:, None] == o_t[None, :], b_A, 0.0), 1)[:, None]\n"
+        f"{load_u}"
+        f"b_dq += b_s * b_k{times_u}\n"
+        f"b_dk += b_s * b_q{times_u}\n"
+    )
+    bonus_gradient = (
+        "p_u = du + (i_c.to(tl.int64) * H + i_h) * K + o_k\n"
+        "tl.store(p_u, tl.sum(b_s * b_q * b_k, 0), mask=m_k)\n"
+    )
     return DecayLines(
-        walk_parameters=f"g_k, g_v, {'u_k, u_v, du, ' if bonus else ''}x, m, h_c, dg, ",
+        walk_parameters=f"g, {'u, ' if bonus else ''}h_c, ",
         kernel_parameters=f"g, {'u, ' if bonus else ''}",
-        forward=f"g + r_t * K, None, {u}{none}{none}{unused}",
-        straight=f"g + r_t * K, None, {u}{none}{none}",
-        reads=f"None, g + r_t * K, {none}{u}{du}",
-        exchanged=f"None, g + r_t * K, {none}{u}{none}",
-        gradient_parameters=f"m, h_c, dg, {du}",
-        rows="r_t * K",
-        parts="i_c",
+        forward=f"g + r_t * K, {u}None, ",
+        states=f"g + r_t * K, {none}h_c, ",
+        gradient_parameters=f"dg, {'du, ' if bonus else ''}",
+        key_gradients=Block.of(
+            f"{sums}b_dq, b_dk, b_dg = {name}_gradients(\n"
+            "    b_q, b_k, b_A, b_dq, b_dk, b_p, b_g, b_read, b_write, b_n, n_t, PRECISION\n)\n"
+            f"{self_gradient * own}{bonus_gradient * bonus}"
+            "tl.store(dg + p_k, b_dg.to(dg.dtype.element_ty), mask=m_tk)"
+        ),
+        value_gradients=Block.of(
+            f"{sums}{load_u}"
+            "b_x = b_q * tl.exp2(b_read)\n"
+            "b_y = b_k * tl.exp2(b_write)\n"
+            f"b_A += {name}_reach(b_q, b_k, b_x, b_y, b_g, b_n, PRECISION)\n"
+            "b_dv += tl.dot(b_y.to(dtype), b_dh, input_precision=PRECISION)\n"
+            + f"b_s += tl.sum(b_q.to(tl.float32) * b_k{times_u}, 1)" * own
+        ),
+        last_value_gradients=Block.of("b_dv += (b_s * scale)[:, None] * b_do" * own),
         sum_parameters="g, ",
-        sum_arguments=f"g + r_t * K, None, {none}{none}{none}{unused}",
+        sum_arguments=f"g + r_t * K, {none}None, ",
         segment_decay=Block.of(
             "if i_v == 0:\n"
             "    o_t = tl.arange(0, BT)[:, None]\n"

@@ -32,7 +32,7 @@ def package_context(derivation: Derivation) -> PackageContext:
     naive = [f"naive_{name}"]
     if derivation.operands is not None and derivation.operands.plain:
         naive.append(f"naive_chunk_{name}")
-    exports = sorted([*(f"{form}_{name}" for form in forms), *naive, name])
+    exports = sorted([*_functions(name, forms), *naive, name])
     call = signature.call("initial_state", "output_final_state", "cu_seqlens=cu_seqlens")
     return PackageContext(
         name=name,
@@ -49,16 +49,23 @@ def package_context(derivation: Derivation) -> PackageContext:
 
 _FILES = {
     "chunk": "chunk",
+    "decode": "fused_recurrent",
     "fused_chunk": "chunk",
     "fused_recurrent": "fused_recurrent",
     "parallel": "parallel",
 }
 
 
+def _functions(name: str, forms: tuple[str, ...]) -> list[str]:
+    """The functions of the forms; that of the token level has one beside it for pools of states."""
+    decode = ["decode"] if "fused_recurrent" in forms else []
+    return [f"{form}_{name}" for form in (*forms, *decode)]
+
+
 def _imports(name: str, forms: tuple[str, ...], naive: list[str]) -> str:
     found: dict[str, list[str]] = {}
-    for form in forms:
-        found.setdefault(_FILES[form], []).append(f"{form}_{name}")
+    for function in _functions(name, forms):
+        found.setdefault(_FILES[function.removesuffix(f"_{name}")], []).append(function)
     lines = [f"from .{file} import {', '.join(sorted(names))}" for file, names in found.items()]
     return "\n".join(sorted([*lines, f"from .naive import {', '.join(sorted(naive))}"]))
 

@@ -119,17 +119,24 @@ class Signature:
                 lines.insert(0, f"B = {first.name}.shape[0]")
         return lines
 
-    def docs(self) -> list[str]:
-        """The lines about tensors, `scale` and `initial_state` in a docstring."""
+    def tensor_docs(self) -> list[str]:
+        """The lines about tensors in a docstring."""
         lines: list[str] = []
         dtypes = "float32, bfloat16 or float16; any strides."
         for axes in dict.fromkeys(tensor.axes for tensor in self.tensors):
             names = ", ".join(tensor.name for tensor in self.tensors if tensor.axes == axes)
             shape = ", ".join(["B", *axes] if "T" in axes else axes)
             lines.append(f"{names}: [{shape}]" + ("." if lines else f"; {dtypes}"))
-        if self.has_scale:
-            default = python_text(self.spec.scale)
-            lines.append(f"scale: factor of the output; `{default}` if None.")
+        return lines
+
+    def scale_doc(self) -> list[str]:
+        """The line about `scale`, if there is one."""
+        default = python_text(self.spec.scale)
+        return [f"scale: factor of the output; `{default}` if None."] if self.has_scale else []
+
+    def docs(self) -> list[str]:
+        """The lines about tensors, `scale` and `initial_state` in a docstring."""
+        lines = [*self.tensor_docs(), *self.scale_doc()]
         shapes = [f"[{', '.join(['N', *self.state_axes(state)])}]" for state in self.spec.state]
         what = shapes[0]
         if len(shapes) > 1:
@@ -141,13 +148,12 @@ class Signature:
 
     def pool_docs(self) -> list[str]:
         """The lines about pools of states in a docstring."""
-        shapes = [f"[S, {', '.join(self.state_axes(state))}]" for state in self.spec.state]
+        shapes = [f"[slots, {', '.join(self.state_axes(state))}]" for state in self.spec.state]
         pairs = zip(self.spec.state, shapes, strict=True)
         named = f"({', '.join(f'{state.name} {shape}' for state, shape in pairs)})"
         return [
-            f"state_pool: {named if len(shapes) > 1 else shapes[0]}, any floating dtype: S slots, each"
-            " contiguous, at any",
-            "    distance. Updated in place.",
+            f"state_pool: {named if len(shapes) > 1 else shapes[0]}, any floating dtype;",
+            "    each slot contiguous, at any distance from the next.",
         ]
 
     def cast(self) -> list[str]:

@@ -78,6 +78,7 @@ class TokenModuleContext:
     typed_decode: Block
     decode_checks: Block
     decode_sizes: Block
+    default_scale: Block
     decode_fake_sizes: Block
     launch_decode: Block
     decode_scalars: str
@@ -87,6 +88,7 @@ class TokenModuleContext:
     pool_type: str
     pool_docs: Block
     decode_docs: Block
+    scale_doc: Block
     decode_result_doc: Block
     call_decode: Block
 
@@ -101,6 +103,7 @@ def token_context(derivation: Derivation, kernels: tuple[str, ...]) -> TokenModu
     host = Host(layout, signature)
     forward_sizes = [host.programs, *layout.sizes, "N"]
     made = [host.make_output, *host.make_final()]
+    scale = signature.default_scale()
     return TokenModuleContext(
         name=spec.name,
         digest=spec_digest(spec),
@@ -159,7 +162,8 @@ def token_context(derivation: Derivation, kernels: tuple[str, ...]) -> TokenModu
         decode_arguments=", ".join(host.decode_arguments),
         typed_decode=_block(host.typed_decode()),
         decode_checks=_block(host.decode_checks()),
-        decode_sizes=_block(signature.sizes(" ".join([*forward_sizes, "T"]))),
+        decode_sizes=_block(signature.sizes(" ".join([host.programs.removeprefix("N"), *layout.sizes, *scale, "T"]))),
+        default_scale=_block(scale),
         decode_fake_sizes=_block(signature.sizes(host.make_output)),
         launch_decode=_block(host.launch_decode()),
         decode_scalars="scale, T, N, 1" if signature.has_scale else "T, N, 1",
@@ -168,7 +172,8 @@ def token_context(derivation: Derivation, kernels: tuple[str, ...]) -> TokenModu
         changed=repr((*host.pools, *host.each)),
         pool_type=signature.state_type.removesuffix(" | None"),
         pool_docs=_block(signature.pool_docs()),
-        decode_docs=_block(signature.docs()[:-2]),
+        decode_docs=_block(signature.tensor_docs()),
+        scale_doc=_block(signature.scale_doc()),
         decode_result_doc=_block(_decode_result_doc(signature)),
         call_decode=_block(host.call_decode()),
     )

@@ -210,8 +210,7 @@ class Host:
             called = "state_pool" if len(self.states) == 1 else f"state_pool[{n}]"
             axes = "".join(f'sizes["{axis}"], ' for axis in self.signature.state_axes(state))
             lines.append(f'check_pool(op, "{called}", {pool}, ({axes}), {device})')
-        lines.append(f"check_slots(op, slots, N, {device})")
-        return [*lines, *self.signature.default_scale()]
+        return [*lines, f"check_slots(op, slots, N, {device})"]
 
     def launch_decode(self) -> list[str]:
         """The tensors that the forward kernel takes behind the inputs when it decodes."""
