@@ -100,7 +100,7 @@ def contenders(
     found = cases.forms(op)
     functions = {form: getattr(flagen.ops, name) for form, name in found.items()}
     reference = functions.get("naive_chunk") or functions["naive"]
-    own = [form for form in functions if not form.startswith("naive")]
+    own = [form for form in functions if not form.startswith(("naive", "decode"))]
     own = [form for form in own if form == "fused_recurrent"] if decode else own
     if unknown := set(only) - set(functions) - {"sdpa", "compiled"}:
         raise ValueError(f"{op} has no form {', '.join(sorted(unknown))}; it has {', '.join(own)}")

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,8 +19,8 @@ from typing import Any
 import pytest
 import torch
 
-from flagen.derive import derive
-from flagen.derive.scan import Scan, check_scan
+from flagen.analyze.recurrence import symbol
+from flagen.derive.scan import check_scan
 from flagen.diagnostics import FlagenError, InternalError
 from flagen.load import load
 from flagen.parse import parse
@@ -261,15 +262,18 @@ def test_heads_and_other_names(case: Case, with_heads: Any, device: torch.device
 
 
 REFUSED = {
-    "the injection of `s` is `f*y`": text("s = exp(f) * s + f * y"),
-    "the log decay of `s` is `2*f`": text("s = exp(2 * f) * s + y"),
-    "`y` has the axes [T, H, E] and `f` [T, H]": text(rest="{y: [T, H, E]}\ndecay: {f: [T, H]}"),
-    "`z` is not `s` as it is after the update": text(output="z = y * s"),
+    "`z` reads `s` before the update": text(output="z = prev(s)"),
+    "`s` and `r` have different axes": text(
+        "[s = exp(f) * s + y, r = r + x]",
+        "z = s + r",
+        "{y: [T, H, E], x: [T, H, D]}\ndecay: {f: [T, H, E]}",
+    ).replace("s: [E]", "s: [E], r: [D]"),
+    "`z` keeps the axis E of `s`, along which the decay varies": text(output="z = s + sum(s, E)"),
 }
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-def test_what_is_not_a_plain_scan_keeps_the_token_level(reason: str, tmp_path: Path) -> None:
+def test_what_is_no_scan_keeps_the_token_level(reason: str, tmp_path: Path) -> None:
     path = tmp_path / "other.yaml"
     path.write_text(REFUSED[reason] + "forms: [chunk]\n")
     with pytest.raises(FlagenError) as raised:
@@ -289,10 +293,16 @@ def test_no_form_over_pairs_of_tokens(tmp_path: Path) -> None:
 
 
 def test_self_check_sees_wrong_operands() -> None:
-    recurrence = Pipeline()(ROOT / "specs" / "hgrn.yaml").derivation.recurrence
-    assert derive(recurrence).scan == Scan("x", "g", ("D",))
+    derivation = Pipeline()(ROOT / "specs" / "hgrn.yaml").derivation
+    recurrence, token, scan = derivation.recurrence, derivation.token, derivation.scan
+    assert scan is not None
+    x, g = symbol("x"), symbol("g")
+    assert (scan.injections, scan.log_decays, scan.axes) == ((x,), (g,), ("D",))
+    assert scan.stages.arguments == (("x", "g"),)
+    with pytest.raises(InternalError, match="gives another `h`"):
+        check_scan(recurrence, token, replace(scan, injections=(g,), log_decays=(x,)))
     with pytest.raises(InternalError, match="gives another `o`"):
-        check_scan(recurrence, Scan("g", "x", ("D",)))
+        check_scan(recurrence, token, replace(scan, output=2 * scan.output))
 
 
 # A piece of the kernels or the launches, and what a slip would put there.

@@ -385,7 +385,7 @@ MUTATIONS = [
     ("rwkv6", "tl.where(REVERSE, n_t - 1 - i, i)", "tl.where(REVERSE, i, i)"),
     ("rwkv6", "r_saved = bos // CHUNK + i_n", "r_saved = i_n"),
     ("linear_attn_normalized", "if i_v == 0:", "if i_v >= 0:"),
-    ("linear_attn_normalized", "b_z += tl.load", "b_z -= tl.load"),
+    ("linear_attn_normalized", "b_z = tl.load(z_in", "b_z = -tl.load(z_in"),
     ("hgrn", "b_h = tl.load(h_saved", "b_h = 2 * tl.load(h_saved"),
     ("hgrn", "o_d = i_d * BD", "o_d = i_d"),
 ]

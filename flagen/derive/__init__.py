@@ -1,21 +1,24 @@
 """derive: a recurrence becomes forms, with the adjoint beside the forward.
 
-Every recurrence has the token level (`token`): one step as a program, and its adjoint. Which
-chunk forms there are is the family's matter (`outer_product`); they are made of walks. `chunks`
-gives those a meaning in NumPy, and `check` holds that against the spec's own meaning before any
-kernel exists.
+Every recurrence has the token level (`token`): one step as a program, and its adjoint. Which chunk
+forms there are is the family's matter. Those of outer products are walks (`outer_product`) on
+canonical operands (`operands`), between pointwise stages (`stages`). `chunks` gives walks a meaning
+in NumPy, and `check` holds all of it against the spec's own meaning before any kernel exists.
 """
 
 from __future__ import annotations
 
-from flagen.analyze.recurrence import Recurrence
+from flagen.analyze.recurrence import Recurrence, output_heads
 from flagen.derive.check import check
-from flagen.derive.derivation import FORMS, Derivation
-from flagen.derive.operands import operands_of
+from flagen.derive.derivation import FORMS, Derivation, Pass, Walks
+from flagen.derive.operands import passes_of, tensors_of
 from flagen.derive.outer_product import ADJOINT, FORWARD
 from flagen.derive.scan import Scan, check_scan, scan_of
-from flagen.derive.token import token_level
+from flagen.derive.stages import Wanted, stages_of
+from flagen.derive.step import output_axes
+from flagen.derive.token import TokenLevel, arguments, token_level
 from flagen.diagnostics import Diagnostic, FlagenError
+from flagen.parse.expression import unparse
 
 __all__ = ["FORMS", "Derivation", "derive"]
 
@@ -26,42 +29,75 @@ def derive(recurrence: Recurrence) -> Derivation:
     Raises FlagenError where the spec asks for a form that the recurrence does not have, or where
     no form can be generated.
     """
-    operands = operands_of(recurrence)
-    reason = operands if isinstance(operands, str) else None
-    made: tuple[str, ...] = FORMS if reason is None else ("fused_recurrent",)
-    if not isinstance(operands, str) and operands.gated:
-        made = ("chunk", "fused_chunk", "fused_recurrent")
-    scan = scan_of(recurrence)
-    if isinstance(scan, Scan):
-        made = ("chunk", "fused_chunk", "fused_recurrent")
-        reason = "a scan has no products of pairs of tokens"
-    elif scan is not None:
-        reason = scan
-    spec = recurrence.spec
+    spec, token = recurrence.spec, token_level(recurrence.spec)
+    scan = scan_of(recurrence, token)
+    walks = None if isinstance(scan, Scan) else _walks(recurrence, token)
+    reasons = _reasons(scan, walks)
     for form in spec.forms or ():
-        if form not in made:
+        if form in reasons:
             family = f'its family is "{recurrence.family.value}"'
-            message = f"the form `{form}` is not generated for this recurrence: {reason}; {family}"
-            raise _refusal(recurrence, "FG302", message)
+            why = f"the form `{form}` is not generated for this recurrence: {reasons[form]}; {family}"
+            raise _refusal(recurrence, "FG302", why)
+    made = tuple(form for form in FORMS if form not in reasons and form in (spec.forms or FORMS))
     left_out = "the spec's `forms` leaves it out"
     derivation = Derivation(
         recurrence=recurrence,
-        token=token_level(spec),
-        operands=None if isinstance(operands, str) else operands,
-        forward=FORWARD if reason is None else None,
-        adjoint=ADJOINT if reason is None else (),
-        forms=tuple(form for form in made if spec.forms is None or form in spec.forms),
-        refused=tuple(
-            (form, reason if reason and form not in made else left_out)
-            for form in FORMS
-            if form not in made or (spec.forms and form not in spec.forms)
-        ),
+        token=token,
+        walks=walks if isinstance(walks, Walks) else None,
         scan=scan if isinstance(scan, Scan) else None,
+        forms=made,
+        refused=tuple((form, reasons.get(form, left_out)) for form in FORMS if form not in made),
     )
     check(derivation)
     if derivation.scan is not None:
-        check_scan(recurrence, derivation.scan)
+        check_scan(recurrence, token, derivation.scan)
     return derivation
+
+
+def _walks(recurrence: Recurrence, token: TokenLevel) -> Walks | str:
+    """The chunk forms of outer products, or why there are none."""
+    found = passes_of(recurrence)
+    if isinstance(found, str):
+        return found
+    passes, output = found
+    heads = output_heads(recurrence.spec)
+    wanted = tuple(tensors_of(one, heads) for one in passes)
+    results = {str(one.result): ("T", *heads, *filter(None, one.axes[1:])) for one in passes}
+    features = output_axes(token.step, recurrence.output)
+    stages = stages_of(recurrence, wanted, results, output, features)
+    if isinstance(stages, str):
+        return stages
+    plain = _is_plain(recurrence, passes, wanted) and stages.epilogue is None
+    return Walks(passes, output, stages, plain, FORWARD, ADJOINT)
+
+
+def _is_plain(
+    recurrence: Recurrence, passes: tuple[Pass, ...], wanted: tuple[tuple[Wanted, ...], ...]
+) -> bool:
+    """See `Walks`. Inputs and scale are the usual ones, too."""
+    inputs = [(each.name, each.axes) for each in arguments(recurrence.spec)]
+    tensors = [(each.name, each.axes) for each in wanted[0] if each.name == str(each.expression)]
+    return (
+        inputs == tensors == [("q", _QK), ("k", _QK), ("v", ("T", "H", "V"))]
+        and len(wanted[0]) == 3
+        and [one.axes for one in passes] == [recurrence.states[0].axes]
+        and passes[0].operands.inclusive
+        and passes[0].scaled
+        and unparse(recurrence.spec.scale) == "K**-0.5"
+    )
+
+
+_QK = ("T", "H", "K")
+
+
+def _reasons(scan: Scan | str | None, walks: Walks | str | None) -> dict[str, str]:
+    """Why there are no forms beside the token level, for those that there are not."""
+    if isinstance(scan, Scan):
+        return {"parallel": "a scan has no products of pairs of tokens"}
+    if isinstance(walks, Walks):
+        reason = "it takes q, k and v as they are, with a decay that is constant or none"
+        return {} if walks.plain else {"parallel": reason}
+    return dict.fromkeys(("chunk", "fused_chunk", "parallel"), scan or walks or "")
 
 
 def _refusal(recurrence: Recurrence, code: str, message: str) -> FlagenError:

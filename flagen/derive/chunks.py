@@ -60,11 +60,11 @@ def walk_in_chunks(walk: Walk, tensors: dict[Role, Array], chunks: Chunks, state
         G = np.cumsum(g[c], axis=0)  # [C, H, K, V]
         R = G if chunks.inclusive else G - g[c]
         read, write = (G[-1] - G, R) if walk.reverse else (R, G[-1] - G)
-        reach = np.tril(np.ones((G.shape[0],) * 2), -1)
+        reach = np.tri(len(G), k=-1, dtype=bool)
         D = R[:, None] - G[None]  # [i, j, H, K, V]
         if walk.reverse:
             reach, D = reach.T, np.swapaxes(D, 0, 1)
-        D = np.exp(np.minimum(D, 0)) * reach[..., None, None, None]
+        D = np.exp(np.where(reach[..., None, None, None], D, -np.inf))
         if walk.reverse:
             ends[c.stop] = np.swapaxes(x, -1, -2) if walk.transposed else x
         inter = np.einsum("ihk,hkv,ihkv->ihv", q[c], x, np.exp(read))

@@ -9,6 +9,7 @@ import sympy
 
 from flagen.analyze.recurrence import Level, Recurrence
 from flagen.derive.scan import Scan
+from flagen.derive.stages import Stages
 from flagen.derive.token import TokenLevel
 
 FORMS = ("chunk", "fused_chunk", "fused_recurrent", "parallel")
@@ -47,7 +48,7 @@ class Walk:
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """The canonical operands of an outer-product recurrence, as expressions of the inputs.
+    """The canonical operands of a walk, as expressions of the inputs.
 
     `inclusive`: a read sees its token's write. Otherwise it sees `bonus` times it, if anything.
     """
@@ -66,26 +67,67 @@ class Operands:
         return self.level in (Level.SCALAR, Level.KEY)
 
     @property
-    def plain(self) -> bool:
-        """Whether it is q, k, v with a decay that is constant or none, read after the update."""
-        names = tuple(map(str, (self.query, self.key, self.value)))
-        return names == ("q", "k", "v") and not self.gated and self.inclusive
+    def by_channel(self) -> bool:
+        """Whether it is a vector, along the axis that reads sum over."""
+        return self.level is Level.KEY
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One walk of the chunk forms: what one read of a state sees of one of its writes.
+
+    `axes` are those of keys and values: the axis of the state that the read sums over and the one
+    that it keeps; "" is an axis of size 1, which a vector lacks. `result` stands for what is read in
+    `Walks.output`, and has the factor `scale` if the pass is `scaled`. Of all passes over a
+    state, one per read starts from its `initial` value, and one per write ends in a part of its
+    `final` one.
+    """
+
+    result: sympy.Symbol
+    state: str
+    axes: tuple[str, str]
+    operands: Operands
+    scaled: bool
+    initial: bool
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Walks:
+    """The chunk forms of outer products: passes between stages, each by the walk `forward`.
+
+    `output` is an expression over inputs and what the passes read. `plain`: there is one pass, on q,
+    k and v as they are, with a decay that is constant or none.
+    """
+
+    passes: tuple[Pass, ...]
+    output: sympy.Expr
+    stages: Stages
+    plain: bool
+    forward: Walk
+    adjoint: tuple[Walk, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """The forms of a recurrence: one step and its adjoint, and the walks of the chunk forms.
+    """The forms of a recurrence: one step and its adjoint, and the chunk forms, if there are any.
 
-    `operands` and `forward` are None and `adjoint` is empty where there are no chunk forms, or where
-    they are those of a `scan`.
-    `refused` says, per form that is not made, why not.
+    Those are `walks` or a `scan`. `refused` says, per form that is not made, why not.
     """
 
     recurrence: Recurrence
     token: TokenLevel
-    operands: Operands | None
-    forward: Walk | None
-    adjoint: tuple[Walk, ...]
+    walks: Walks | None
+    scan: Scan | None
     forms: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
-    scan: Scan | None = None
+
+    @property
+    def operands(self) -> Operands | None:
+        """The operands of the first pass: those of all, as far as kernels tell them apart."""
+        return self.walks.passes[0].operands if self.walks else None
+
+    @property
+    def plain(self) -> bool:
+        """Whether there are the chunk forms of q, k and v as they are: see `Walks`."""
+        return self.walks is not None and self.walks.plain

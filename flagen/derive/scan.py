@@ -9,54 +9,84 @@ scan of the same kind from the last token to the first:
 
     dx[t] = do[t] + y[t+1]      y[t] = exp(g[t]) dx[t]      dg[t] = dx[t] (exp(g[t]) h[t-1])
 
-The product exp(g) h[t-1] is taken as it is, and not as o[t] - x[t], of which a strong decay leaves
+Injection and log decay are expressions of the inputs, and so is the output, with the states: they
+are left to pointwise stages (`stages`). The product exp(g) h[t-1] is taken as it is, and not as o[t] - x[t], of which a strong decay leaves
 no digits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import sympy
 
-from flagen.analyze.meaning import gradients, run, sample, small_sizes
-from flagen.analyze.recurrence import Family, Recurrence
+from flagen.analyze.evaluate import value_of
+from flagen.analyze.meaning import run, sample, small_sizes
+from flagen.analyze.named import Named
+from flagen.analyze.recurrence import Family, Recurrence, output_heads
+from flagen.analyze.sequence import Sequence
+from flagen.derive.differences import differences
+from flagen.derive.stages import Stages, Wanted, stages_of
+from flagen.derive.step import output_axes
+from flagen.derive.token import TokenLevel
 from flagen.diagnostics import InternalError
 
 Array = npt.NDArray[np.float64]
 
+_Pair = tuple[str, Array, Array]  # a name, what it should be, and what the chunk form makes
+
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """The canonical operands of a scan, inputs by name, and the axes of its state, heads first."""
+    """The canonical operands of scans, one per state: injections and log decays.
 
-    injection: str
-    log_decay: str
+    `axes` are those of every state, with the heads of the output first. `output` is an expression
+    over inputs and the states after the update, for which `reads` stand.
+    """
+
+    injections: tuple[sympy.Expr, ...]
+    log_decays: tuple[sympy.Expr, ...]
+    reads: tuple[sympy.Symbol, ...]
     axes: tuple[str, ...]
+    output: sympy.Expr
+    stages: Stages
 
 
-def scan_of(recurrence: Recurrence) -> Scan | str | None:
-    """The operands; why there are no chunk forms yet, in the spec's words; None: no single scan."""
-    if recurrence.family is not Family.SCAN or len(recurrence.states) != 1:
+def scan_of(recurrence: Recurrence, token: TokenLevel) -> Scan | str | None:
+    """The operands; why there are no chunk forms, in the spec's words; None where a read is a sum."""
+    states, reads = recurrence.states, {read.state: read for read in recurrence.reads}
+    if recurrence.family is not Family.SCAN or any(read.axis for read in recurrence.reads):
         return None
-    (state,) = recurrence.states
-    name, injection, log = state.name, sum(w.key * w.value for w in state.writes), state.decay.log
-    axes = {t.name: t.axes for t in recurrence.spec.inputs if t.value is None}
-    for what, operand in (("injection", injection), ("log decay", log)):
-        if str(operand) not in axes:
-            return f"the {what} of `{name}` is `{operand}`, and not an input"
-    first, second = axes[str(injection)], axes[str(log)]
-    if first != second or first[:1] != ("T",) or first[-1:] != state.axes:
-        return (
-            f"`{injection}` has the axes [{', '.join(first)}] and `{log}` [{', '.join(second)}],"
-            f" and not both time, heads and those of `{name}`"
-        )
-    reads = recurrence.reads
-    plain = recurrence.epilogue is None and recurrence.rest == 0 and len(reads) == 1
-    if not plain or not reads[0].updated or reads[0].coefficient * reads[0].query != 1:
-        return f"`{recurrence.output}` is not `{name}` as it is after the update"
-    return Scan(str(injection), str(log), first[1:])
+    if len({state.axes for state in states}) > 1:
+        return f"{' and '.join(f'`{state.name}`' for state in states)} have different axes"
+    for state in states:
+        if state.name not in reads:
+            return f"`{state.name}` is never read"
+    for read in recurrence.reads:
+        if not read.updated:
+            return f"`{recurrence.output}` reads `{read.state}` before the update"
+    axes = (*output_heads(recurrence.spec), *states[0].axes)
+    output = recurrence.epilogue
+    if output is None:
+        terms = (read.coefficient * read.symbol for read in recurrence.reads)
+        output = sympy.Add(*terms, recurrence.rest)
+    injections = tuple(sympy.Add(*(w.key * w.value for w in state.writes)) for state in states)
+    log_decays = tuple(sympy.Add(*(log for _, log in state.decay.parts)) for state in states)
+    symbols = tuple(reads[state.name].symbol for state in states)
+    wanted = tuple(
+        (Wanted("x", x, ("T", *axes)), Wanted("g", g, ("T", *axes)))
+        for x, g in zip(injections, log_decays, strict=True)
+    )
+    results = {str(symbol): ("T", *axes) for symbol in symbols}
+    stages = stages_of(
+        recurrence, wanted, results, output, output_axes(token.step, recurrence.output)
+    )
+    if isinstance(stages, str):
+        return stages
+    return Scan(injections, log_decays, symbols, axes, output, stages)
 
 
 def scan_in_tiles(
@@ -109,31 +139,56 @@ def _entering(x: Array, a: Array, state: Array, tiles: range, size: int) -> Arra
     return state
 
 
-def check_scan(recurrence: Recurrence, scan: Scan, size: int = 2, segment: int = 4) -> None:
-    """Raise InternalError unless tiles, segments and adjoint give what the statements mean.
+def check_scan(
+    recurrence: Recurrence, token: TokenLevel, scan: Scan, size: int = 2, segment: int = 4
+) -> None:
+    """Raise InternalError unless tiles and segments give what the statements mean, and the adjoint
+    the slopes of that.
 
     Neither `size` nor `segment` divides the 7 tokens of the check.
     """
+    with np.errstate(all="ignore"):
+        pairs = list(_pairs(recurrence, token, scan, size, segment))
+    for name, expected, found in pairs:
+        finite = np.isfinite(expected)
+        if not np.allclose(expected[finite], found[finite], rtol=1e-6, atol=1e-6):
+            raise InternalError(
+                f"the scan of {recurrence.spec.name} gives another `{name}` than its statements"
+            )
+
+
+def _pairs(
+    recurrence: Recurrence, token: TokenLevel, scan: Scan, size: int, segment: int
+) -> Iterator[_Pair]:
     spec = recurrence.spec
     rng = np.random.default_rng(0)
     arrays, initial = sample(spec, small_sizes(spec), rng)
-    (state,) = initial
     output, final = run(spec, arrays, initial)
-    d_output, d_final = rng.standard_normal(output.shape), rng.standard_normal(final[state].shape)
-    wanted = gradients(spec, arrays, d_output, {state: d_final}, initial)
+    sequence, axes = Sequence.of(spec, arrays), ("T", *scan.axes)
+    shape, reads = [sequence.sizes[axis] for axis in axes], {}
 
-    x, g = arrays[scan.injection], arrays[scan.log_decay]
-    h, last, saved = scan_in_tiles(x, g, initial[state], size, segment)
-    dx, dg, dh = adjoint_in_tiles(x, g, d_output, d_final, saved, size, segment)
-    pairs = [
-        (recurrence.output, output, h),
-        (state, final[state], last),
-        (f"d{scan.injection}", wanted[scan.injection], dx),
-        (f"d{scan.log_decay}", wanted[scan.log_decay], dg),
-        (f"d{state}", wanted[state], dh),
-    ]
-    for name, expected, found in pairs:
-        if not np.allclose(expected, found, rtol=1e-6, atol=1e-6):
-            raise InternalError(
-                f"the scan of {spec.name} gives another `{name}` than its statements"
-            )
+    def value(expression: sympy.Expr) -> Array:
+        named = value_of(expression, sequence.inputs, sequence.sizes)
+        return np.broadcast_to(named.over(axes), shape).copy()
+
+    for n, (name, state) in enumerate(initial.items()):
+        x, g, do = value(scan.injections[n]), value(scan.log_decays[n]), rng.standard_normal(shape)
+        group = x[0].size // state.size  # heads of the output that share a state
+        start = np.repeat(state.reshape(-1, shape[-1]), group, 0).reshape(shape[1:])
+        h, last, saved = scan_in_tiles(x, g, start, size, segment)
+        yield name, final[name], last.reshape(-1, shape[-1])[::group].reshape(state.shape)
+        reads[str(scan.reads[n])] = Named(axes, h)
+        d_last = rng.standard_normal(start.shape)
+        found = adjoint_in_tiles(x, g, do, d_last, saved, size, segment)
+        operands = (x, g, start)
+        for place, what in enumerate(("dx", "dg", f"d{name}")):
+
+            def loss(varied: Array, place: int = place) -> float:
+                taken = (*operands[:place], varied, *operands[place + 1 :])
+                h, last, _ = scan_in_tiles(*taken, size, segment)
+                return float(np.sum(h * do) + np.sum(last * d_last))
+
+            yield what, differences(operands[place], loss), found[place]
+    wanted = ("T", *output_heads(spec), *output_axes(token.step, recurrence.output))
+    made = value_of(scan.output, sequence.inputs | reads, sequence.sizes).over(wanted)
+    yield recurrence.output, output, np.broadcast_to(made, output.shape)

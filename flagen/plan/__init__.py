@@ -40,17 +40,17 @@ BACKWARD = TileTable(
 )
 STATES = TileTable(
     "states",
-    half=(Tile(256, 64, 64, 64, 4, 3),),
+    half=(Tile(256, 64, 64, 64, 4, 3, least=64),),
     single=(Tile(256, 16, 64, 64, 4, 2),),
 )
 OUT = TileTable(
     "out",
-    half=(Tile(256, 64, 64, 128, 4, 2),),
+    half=(Tile(256, 64, 64, 128, 4, 2, least=64),),
     single=(Tile(256, 16, 64, 64, 4, 2),),
 )
 GRAD = TileTable(
     "grad",
-    half=(Tile(256, 64, 64, 64, 4, 2),),
+    half=(Tile(256, 64, 64, 64, 4, 2, least=64),),
     single=(Tile(256, 16, 64, 64, 4, 2),),
 )
 CHANNEL_FORWARD = TileTable(
@@ -121,7 +121,7 @@ def plan(derivation: Derivation) -> KernelPlan:
     if "chunk" in derivation.forms or "fused_chunk" in derivation.forms:
         modules.append(_chunk(derivation))
     if "fused_recurrent" in derivation.forms:
-        plain = derivation.operands is not None and derivation.operands.plain
+        plain = derivation.plain
         modules.append(_RECURRENT if plain else _TOKEN)
     if "parallel" in derivation.forms:
         modules.append(_PARALLEL)

@@ -13,7 +13,8 @@ class Tile:
 
     Blocks of `rows` tokens, of at most `block` of the contracted dimension and at most `columns` of
     the other; on `warps` warps, with loads `stages` iterations ahead, or `crowded_stages` where
-    there are several programs per multiprocessor: then two share one.
+    there are several programs per multiprocessor: then two share one. Blocks are not smaller than
+    `least`, however small the dimension is.
     """
 
     contracted: int
@@ -23,6 +24,7 @@ class Tile:
     warps: int
     stages: int
     crowded_stages: int | None = None
+    least: int = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ def _operands(derivation: Derivation) -> Operands:
 
 def _constant_log_decay(derivation: Derivation) -> sympy.Expr | None:
     """The log decay as an expression of `h` and axis sizes, where it is constant."""
-    if derivation.recurrence.states[0].decay.level is not Level.CONSTANT:
+    if _operands(derivation).level is not Level.CONSTANT:
         return None
     values = {
         sympy.Symbol(tensor.name, real=True): constant_value(tensor.value)
@@ -193,8 +193,9 @@ def _choose(tiles: tuple[Tile, ...]) -> list[str]:
         stages = str(tile.stages)
         if tile.crowded_stages is not None:
             stages = f"{tile.crowded_stages} if crowded else {tile.stages}"
+        least = f", {tile.least}" if tile.least > 16 else ""
         result = (
-            f"return {tile.rows}, block(contracted, {tile.block}), block(columns, {tile.columns}),"
+            f"return {tile.rows}, block(contracted, {tile.block}{least}), block(columns, {tile.columns}{least}),"
             f" {tile.warps}, {stages}"
         )
         last = tile is tiles[-1]

@@ -1,16 +1,18 @@
-"""What `module/chunk.py.jinja` may print: the host side of the chunk forms."""
+"""What `module/chunk.py.jinja` may print: the chunk forms between kernels and public functions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flagen.derive.derivation import Operands
+from flagen.derive.derivation import Walks
 from flagen.diagnostics import InternalError
 from flagen.plan.kernel_plan import KernelPlan
 from flagen.render.environment import Block
+from flagen.render.passes import Body, stage_imports
+from flagen.render.pointwise import pointwise_text
 from flagen.render.reference import equations, signature_of, summary
 from flagen.render.signature import Signature
-from flagen.render.walks import operand_names, walks_text
+from flagen.render.walks import walks_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class ChunkContext:
     """What the template may print."""
 
     name: str
+    imports: Block
     kernels: Block
     tiles: Block
     host: Block
@@ -25,6 +28,7 @@ class ChunkContext:
     equations: Block
     parameters: Block
     run_parameters: Block
+    state_type: str
     call: str
     argument_docs: Block
     result_docs: Block
@@ -32,67 +36,70 @@ class ChunkContext:
     first: str
     reference: str
     reference_cu_seqlens: str
-    prologue: Block
-    run_chunk: Block
-    epilogue: Block
+    body: Block
 
 
 def chunk_context(plan: KernelPlan, kernels: Block, tiles: Block) -> ChunkContext:
     """The lines of the chunk forms."""
-    derivation = plan.derivation
-    operands = derivation.operands
-    if operands is None:
+    derivation, walks = plan.derivation, plan.derivation.walks
+    if walks is None:
         raise InternalError("a chunk form is rendered for a recurrence that has none")
     spec, signature = derivation.recurrence.spec, signature_of(derivation)
     scale = ["scale: float | None,"] * signature.has_scale
-    names = operand_names(operands)
+    prologue, epilogue = (
+        pointwise_text(stage) if stage else None
+        for stage in (walks.stages.prologue, walks.stages.epilogue)
+    )
+    stages = [stage for stage in (prologue, epilogue) if stage]
+    host = walks_text(plan, walks.passes[0].operands)
     return ChunkContext(
         name=spec.name,
-        kernels=kernels,
+        imports=Block(tuple(stage_imports(stages))),
+        kernels=_joined([stage.kernels for stage in stages], kernels),
         tiles=tiles,
-        host=walks_text(plan, operands),
+        host=_joined([stage.host for stage in stages], host),
         summary=summary(spec),
         equations=Block.of("\n".join(equations(spec))),
         parameters=Block(tuple([*signature.parameters(), *signature.scale_parameter()])),
         run_parameters=Block(tuple([*signature.parameters(), *scale])),
+        state_type=signature.state_type,
         call=signature.call(),
         argument_docs=Block(tuple(signature.docs())),
-        result_docs=Block.of(
-            f"{signature.output}, [{signature.output_shape()}] in the dtype of {signature.like.name}, and"
-            f" the final state,\n[N, {', '.join(signature.state_axes(spec.state[0]))}] in float32, or None."
-        ),
-        check_arguments=Block.of("\n".join(_checks(operands, signature))),
+        result_docs=Block(tuple(_result_docs(signature))),
+        check_arguments=Block(tuple(_checks(walks, signature))),
         first=signature.first,
-        reference=f"naive_{'chunk_' if operands.plain else ''}{spec.name}",
-        reference_cu_seqlens="cu_seqlens" if operands.plain else "cu_seqlens=cu_seqlens",
-        prologue=Block.of("\n".join(_prologue(operands, names))),
-        run_chunk=Block.of(_run_chunk(names)),
-        epilogue=Block.of("return o, ht if output_final_state else None"),
+        reference=f"naive_{'chunk_' if walks.plain else ''}{spec.name}",
+        reference_cu_seqlens="cu_seqlens" if walks.plain else "cu_seqlens=cu_seqlens",
+        body=Block(tuple(Body(spec, walks, prologue, epilogue).lines(signature.first))),
     )
 
 
-def _checks(operands: Operands, signature: Signature) -> list[str]:
-    if operands.plain:
+def _joined(texts: list[Block], last: Block) -> Block:
+    lines: list[str] = []
+    for text in texts:
+        lines += [*text.lines, "", ""]
+    return Block((*lines, *last.lines))
+
+
+def _result_docs(signature: Signature) -> list[str]:
+    states = [f"[N, {', '.join(signature.state_axes(state))}]" for state in signature.spec.state]
+    output = f"{signature.output}, [{signature.output_shape()}] in the dtype of {signature.like.name}"
+    if len(states) == 1:
+        return [f"{output}, and the final state,", f"{states[0]} in float32, or None."]
+    return [f"{output}, and the final states,", f"({', '.join(states)}) in float32, or None."]
+
+
+def _checks(walks: Walks, signature: Signature) -> list[str]:
+    """Statements that check the arguments, and bind what the body needs."""
+    if walks.plain:
         return check_arguments("K, V").split("\n")
-    alike = ", ".join(f'("{x}", {x})' for x in map(str, (operands.query, operands.key, operands.value)))
+    gates = (*signature.gates, *(name for each in walks.stages.arguments for name in each[3:]))
+    operands = [name for name in walks.stages.inputs if name in signature.names]
+    names = dict.fromkeys([*(name for name in operands if name not in gates), signature.like.name])
+    if len(names) == 1:
+        return signature.checks()
+    alike = ", ".join(f'("{name}", {name})' for name in names)
     return [*signature.checks(), f"check_alike(op, ({alike}))"]
-
-
-def _prologue(operands: Operands, names: list[str]) -> list[str]:
-    """Statements that bind the canonical names."""
-    expressions = [operands.query, operands.key, operands.value]
-    expressions += [operands.log_decay] * operands.gated
-    expressions += [operands.bonus] * (operands.bonus is not None)
-    given = list(map(str, expressions))
-    lines = [] if given == names else [f"{', '.join(names)} = {', '.join(given)}"]
-    return lines
-
-
-def _run_chunk(names: list[str]) -> str:
-    return (
-        f"o, ht, *_ = _chunk({', '.join(names)}, initial_state, cu_seqlens, scale, "
-        f"output_final_state, L)"
-    )
 
 
 def check_arguments(state: str | None) -> str:

@@ -107,7 +107,7 @@ def _scalar(name: str) -> DecayLines:
     return DecayLines(
         walk_parameters="g, h_c, ",
         kernel_parameters="g, ",
-        forward="g + r_t, None, ",
+        forward="g + r_t, h_c, ",
         states="g + r_t, h_c, ",
         gradient_parameters="dg, ",
         before_loop=Block.of(
@@ -140,29 +140,24 @@ def _scalar(name: str) -> DecayLines:
         ),
         key_gradients=Block.of(
             f"b_dq, b_dk, b_dg = {name}_gradients(\n"
-            "    b_q, b_k, b_A, b_dq, b_dk, b_p, b_G, b_G_n, n_t, PRECISION\n)\n"
+            "    b_q, b_k, b_A, b_B, b_dq, b_dk, b_p, b_G, b_G_n, n_t, PRECISION\n)\n"
             "p_g = dg + i_b.to(tl.int64) * n_g + r_t + o_t * H\n"
             "tl.store(p_g, b_dg.to(dg.dtype.element_ty), mask=m_t)"
         ),
         value_gradients=Block.of(
-            "b_A += tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)\n"
+            "b_B += tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)\n"
             "b_y = b_k * tl.exp2((b_G_n - b_G).to(tl.float32))[:, None]\n"
             "b_dv += tl.dot(b_y.to(dtype), b_dh, input_precision=PRECISION)"
         ),
         last_value_gradients=Block.of(
-            "b_D = (b_G[:, None] - b_G[None, :]).to(tl.float32)\n"
-            'b_A *= tl.exp2(tl.where(o_t[:, None] >= o_t[None, :], b_D, float("-inf")))'
+            "b_D = (b_G[None, :] - b_G[:, None]).to(tl.float32)\n"
+            'b_B *= tl.exp2(tl.where(o_t[:, None] <= o_t[None, :], b_D, float("-inf")))'
         ),
         sum_parameters="g, ",
         sum_arguments="g + r_t, None, ",
         segment_decay=Block.of(
             "if (i_k == 0) & (i_v == 0):\n"
-            "    o_t = tl.arange(0, BT)\n"
-            "    b_a = tl.zeros([BT], dtype=tl.float32)\n"
-            "    for i in range(tl.cdiv(n_t, BT)):\n"
-            "        m_t = i * BT + o_t < n_t\n"
-            "        b_a += tl.load(g + r_t + (i * BT + o_t) * H, mask=m_t, other=0)\n"
-            f"    tl.store(a + i_s.to(tl.int64) * H + i_h, tl.sum(b_a, 0) * {LOG2_E})"
+            "    tl.store(a + i_s.to(tl.int64) * H + i_h, b_a)"
         ),
         scan_parameters="a, ",
         scan_before_loop=Block.of("r_a = i_s.to(tl.int64) * H + i_h"),
@@ -180,24 +175,24 @@ def _by_channel(name: str, before: bool, bonus: bool) -> DecayLines:
     times_u = " * b_u[None, :]" if bonus else ""
     self_gradient = (
         "# what a token gives itself\n"
-        "b_s = tl.sum(tl.where(o_t[:, None] == o_t[None, :], b_A, 0.0), 1)[:, None]\n"
+        "b_own = tl.sum(tl.where(o_t[:, None] == o_t[None, :], b_A, 0.0), 1)[:, None]\n"
         f"{load_u}"
-        f"b_dq += b_s * b_k{times_u}\n"
-        f"b_dk += b_s * b_q{times_u}\n"
+        f"b_dq += b_own * b_k{times_u}\n"
+        f"b_dk += b_own * b_q{times_u}\n"
     )
     bonus_gradient = (
         "p_u = du + (i_c.to(tl.int64) * H + i_h) * K + o_k\n"
-        "tl.store(p_u, tl.sum(b_s * b_q * b_k, 0), mask=m_k)\n"
+        "tl.store(p_u, tl.sum(b_own * b_q * b_k, 0), mask=m_k)\n"
     )
     return DecayLines(
         walk_parameters=f"g, {'u, ' if bonus else ''}h_c, ",
         kernel_parameters=f"g, {'u, ' if bonus else ''}",
-        forward=f"g + r_t * K, {u}None, ",
+        forward=f"g + r_t * K, {u}h_c, ",
         states=f"g + r_t * K, {none}h_c, ",
         gradient_parameters=f"dg, {'du, ' if bonus else ''}",
         key_gradients=Block.of(
             f"{sums}b_dq, b_dk, b_dg = {name}_gradients(\n"
-            "    b_q, b_k, b_A, b_dq, b_dk, b_p, b_g, b_read, b_write, b_n, n_t, PRECISION\n)\n"
+            "    b_q, b_k, b_A, b_B, b_dq, b_dk, b_p, b_g, b_read, b_write, b_n, n_t, PRECISION\n)\n"
             f"{self_gradient * own}{bonus_gradient * bonus}"
             "tl.store(dg + p_k, b_dg.to(dg.dtype.element_ty), mask=m_tk)"
         ),
@@ -205,7 +200,7 @@ def _by_channel(name: str, before: bool, bonus: bool) -> DecayLines:
             f"{sums}{load_u}"
             "b_x = b_q * tl.exp2(b_read)\n"
             "b_y = b_k * tl.exp2(b_write)\n"
-            f"b_A += {name}_reach(b_q, b_k, b_x, b_y, b_g, b_n, PRECISION)\n"
+            f"b_B += {name}_reach(b_q, b_k, b_x, b_y, b_g, b_n, True, PRECISION)\n"
             "b_dv += tl.dot(b_y.to(dtype), b_dh, input_precision=PRECISION)\n"
             + f"b_s += tl.sum(b_q.to(tl.float32) * b_k{times_u}, 1)" * own
         ),
@@ -214,15 +209,7 @@ def _by_channel(name: str, before: bool, bonus: bool) -> DecayLines:
         sum_arguments=f"g + r_t * K, {none}None, ",
         segment_decay=Block.of(
             "if i_v == 0:\n"
-            "    o_t = tl.arange(0, BT)[:, None]\n"
-            "    o_a = i_k * BK + tl.arange(0, BK)\n"
-            "    b_a = tl.zeros([BK], dtype=tl.float32)\n"
-            "    for i in range(tl.cdiv(n_t, BT)):\n"
-            "        m_t = (i * BT + o_t < n_t) & (o_a < K)[None, :]\n"
-            "        p_a = g + (r_t + (i * BT + o_t) * H) * K + o_a[None, :]\n"
-            "        b_a += tl.sum(tl.load(p_a, mask=m_t, other=0).to(tl.float32), 0)\n"
-            "    r_a = (i_s.to(tl.int64) * H + i_h) * K\n"
-            f"    tl.store(a + r_a + o_a, b_a * {LOG2_E}, mask=o_a < K)"
+            "    tl.store(a + (i_s.to(tl.int64) * H + i_h) * K + o_k, b_a, mask=o_k < K)"
         ),
         scan_parameters="a, ",
         scan_sizes="K: tl.constexpr, ",

@@ -30,7 +30,7 @@ def package_context(derivation: Derivation) -> PackageContext:
     spec, signature = derivation.recurrence.spec, signature_of(derivation)
     name, forms = spec.name, derivation.forms
     naive = [f"naive_{name}"]
-    if derivation.operands is not None and derivation.operands.plain:
+    if derivation.plain:
         naive.append(f"naive_chunk_{name}")
     exports = sorted([*_functions(name, forms), *naive, name])
     call = signature.call("initial_state", "output_final_state", "cu_seqlens=cu_seqlens")

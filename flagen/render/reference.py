@@ -50,7 +50,7 @@ def reference_context(derivation: Derivation) -> ReferenceContext:
     """The lines of the references."""
     spec = derivation.recurrence.spec
     signature = signature_of(derivation)
-    chunked = derivation.operands is not None and derivation.operands.plain
+    chunked = derivation.plain
     constant = chunked and derivation.recurrence.states[0].decay.level is Level.CONSTANT
     steps, output = _statements(spec, signature)
     states = [state.name for state in spec.state]

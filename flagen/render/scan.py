@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flagen.derive.derivation import Derivation
+from flagen.derive.scan import Scan
+from flagen.parse.spec import Spec
 from flagen.plan.scan import LEAST_SEGMENT, PARTS, ROWS, ScanModule, ScanTile
 from flagen.render.decay import LOG2_E
 from flagen.render.environment import Block, fill
 from flagen.render.finish import spec_digest
+from flagen.render.passes import from_heads, prepared, stage_imports, to_heads
+from flagen.render.pointwise import PointwiseText, pointwise_text
 from flagen.render.reference import equations, signature_of, summary
 
 
@@ -24,7 +28,7 @@ class ScanKernelContext:
 class ScanModuleContext:
     """What `module/scan.py.jinja` may print.
 
-    `axes` are those of the state, as sizes; `size` is their product, the number of channels.
+    `axes` are those of a state, as sizes; `size` is their product, the number of channels.
     """
 
     name: str
@@ -40,22 +44,32 @@ class ScanModuleContext:
     sizes: str
     axes: str
     size: str
+    imports: Block
+    host: Block
+    state_type: str
     parameters: Block
-    names: str
-    injection: str
-    log_decay: str
+    run_parameters: Block
+    call: str
     argument_docs: Block
-    output: str
-    output_shape: str
+    result: str
     checks: Block
+    first: str
+    body: Block
 
 
 def scan_context(derivation: Derivation, module: ScanModule) -> ScanModuleContext:
     """The lines of the module."""
     spec, scan, signature = derivation.recurrence.spec, derivation.scan, signature_of(derivation)
     assert scan is not None
+    stages = [
+        pointwise_text(stage) if stage else None
+        for stage in (scan.stages.prologue, scan.stages.epilogue)
+    ]
+    made = [stage for stage in stages if stage]
     context = ScanKernelContext(spec.name, LOG2_E)
-    texts = [fill(f"kernel/{kernel}.py.jinja", context).strip("\n") for kernel in module.kernels]
+    texts = ["\n".join(stage.kernels.lines) for stage in made]
+    texts += [fill(f"kernel/{kernel}.py.jinja", context).strip("\n") for kernel in module.kernels]
+    scale = ["scale: float | None,"] * signature.has_scale
     (_, forward, _), *_ = module.scan_tiles
     return ScanModuleContext(
         name=spec.name,
@@ -71,15 +85,39 @@ def scan_context(derivation: Derivation, module: ScanModule) -> ScanModuleContex
         sizes=f"B, T, {', '.join(scan.axes)} = x.shape",
         axes=", ".join(scan.axes),
         size=" * ".join(scan.axes),
-        parameters=Block(tuple(signature.parameters())),
-        names=", ".join(signature.names),
-        injection=scan.injection,
-        log_decay=scan.log_decay,
+        imports=Block(tuple(stage_imports(made))),
+        host=Block.of("\n\n\n".join("\n".join(stage.host.lines) for stage in made)),
+        state_type=signature.state_type,
+        parameters=Block(tuple([*signature.parameters(), *signature.scale_parameter()])),
+        run_parameters=Block(tuple([*signature.parameters(), *scale])),
+        call=signature.call(),
         argument_docs=Block(tuple(signature.docs())),
-        output=signature.output,
-        output_shape=signature.output_shape(),
+        result=f"{signature.output}, [{signature.output_shape()}] in the dtype of {signature.like.name}",
         checks=Block(tuple(signature.checks())),
+        first=signature.first,
+        body=Block(tuple(_body(spec, scan, signature.first, *stages))),
     )
+
+
+def _body(
+    spec: Spec, scan: Scan, first: str, prologue: PointwiseText | None, epilogue: PointwiseText | None
+) -> list[str]:
+    """The statements from checked arguments to the results."""
+    lines, final = prepared(spec, scan.stages, first, prologue), []
+    alone, output = len(spec.state) == 1, spec.output[-1].target
+    spread = to_heads(spec, "-1")
+    for state, (x, g), read in zip(spec.state, scan.stages.arguments, scan.reads, strict=True):
+        given = "initial_state" if alone else f"initial_{state.name}"
+        taken = f"{state.name}_in" if spread else given
+        if spread:
+            lines.append(f"{taken} = None if {given} is None else {given}{spread}")
+        last = "ht" if alone else f"{state.name}_out"
+        result = str(read) if epilogue else output
+        lines.append(f"{result}, {last}, _ = _chunk({x}, {g}, {taken}, cu_seqlens, output_final_state, L)")
+        final.append(last + from_heads(spec))
+    lines += [epilogue.call] if epilogue else []
+    states = final[0] if alone else f"({', '.join(final)})"
+    return [*lines, f"return {output}, {states} if output_final_state else None"]
 
 
 def _tiles(kernel: str, half: ScanTile, single: ScanTile) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from flagen.analyze.recurrence import Recurrence, is_feature, output_heads, state_heads
+from flagen.derive.stages import gates_of, like_of
 from flagen.derive.token import arguments
 from flagen.parse.expression import unparse
 from flagen.parse.spec import Apply, Expression, Number, Spec, State, Symbol, Tensor
@@ -43,16 +44,12 @@ class Signature:
     @property
     def like(self) -> Tensor:
         """The tensor whose dtype the output has: the last one with its shape that is no gate."""
-        wanted = ("T", *output_heads(self.spec), *self.output_axes)
-        fitting = [t for t in self.tensors if t.axes == wanted and t.name not in self.gates]
-        others = [t for t in self.tensors if "T" in t.axes and t.name not in self.gates]
-        return (fitting or others or list(self.tensors))[-1 if fitting else 0]
+        return like_of(self.recurrence, self.output_axes)
 
     @cached_property
     def gates(self) -> frozenset[str]:
         """The tensors that a decay is made of: logarithms, whose digits count."""
-        factors = (state.decay.factor for state in self.recurrence.states)
-        return frozenset(str(symbol) for factor in factors for symbol in factor.free_symbols)
+        return gates_of(self.recurrence)
 
     @cached_property
     def has_scale(self) -> bool:

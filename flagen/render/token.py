@@ -162,7 +162,9 @@ def token_context(derivation: Derivation, kernels: tuple[str, ...]) -> TokenModu
         decode_arguments=", ".join(host.decode_arguments),
         typed_decode=_block(host.typed_decode()),
         decode_checks=_block(host.decode_checks()),
-        decode_sizes=_block(signature.sizes(" ".join([host.programs.removeprefix("N"), *layout.sizes, *scale, "T"]))),
+        decode_sizes=_block(
+            signature.sizes(" ".join([host.programs.removeprefix("N"), *layout.sizes, *scale, "T"]))
+        ),
         default_scale=_block(scale),
         decode_fake_sizes=_block(signature.sizes(host.make_output)),
         launch_decode=_block(host.launch_decode()),
@@ -197,8 +199,8 @@ def _tensors(count: int) -> str:
 
 _RUNTIME = (
     "Operator autocast block cdiv check_cu_seqlens check_groups check_inference check_kwargs"
-    " check_pool check_shapes check_slots check_state checkpoint_interval decode_by_reference folded"
-    " in_place launch Launcher locate once partials runs_kernels split_states"
+    " check_pool check_shapes check_slots check_state checkpoint_interval decode_by_reference"
+    " folded in_place launch Launcher locate once partials runs_kernels split_states"
 )
 
 
@@ -253,11 +255,10 @@ def _tile_elements(layout: Layout) -> str:
 
 def _decode_result_doc(signature: Signature) -> list[str]:
     shape, like = signature.output_shape(), signature.like.name
-    many = len(signature.spec.state) > 1
-    each = [", ".join(["B", "T", *signature.state_axes(s)]) for s in signature.spec.state]
+    each = [f"[B, T, {', '.join(signature.state_axes(s))}]" for s in signature.spec.state]
     return [
-        f"{signature.output}, [{shape}] in the dtype of {like}, and the states after every token in the",
-        f"dtype of the pool{'s' * many}, {' and '.join(f'[{shape}]' for shape in each)}, or None.",
+        f"{signature.output}, [{shape}] in the dtype of {like}, and the states after every token,",
+        f"{' and '.join(each)} in the dtype of the pool{'s' * (len(each) > 1)}, or None.",
     ]
 
 

@@ -237,11 +237,15 @@ class Host:
     def call_decode(self) -> list[str]:
         """The last statements of the public function that decodes."""
         names, count = ", ".join(self.pools), len(self.pools)
-        given = "state_pool" if count == 1 else f'split_states(op, state_pool, {count}, "state_pool")'
+        given = (
+            "state_pool" if count == 1 else f'split_states(op, state_pool, {count}, "state_pool")'
+        )
         first, output = self.signature.first, self.results[0]
         training = f"fused_recurrent_{self.layout.spec.name}"
         lines = [f"{names} = {given}"]
-        lines.append(f'check_inference(op, "{training}", {", ".join(self.signature.names)}, {names})')
+        lines.append(
+            f'check_inference(op, "{training}", {", ".join(self.signature.names)}, {names})'
+        )
         for pool, each in zip(self.pools, self.each, strict=True):
             shape = f"*{first}.shape[:2], *{pool}.shape[1:]"
             lines.append(f"{each} = {pool}.new_empty({shape}) if output_states else None")

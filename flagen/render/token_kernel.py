@@ -18,6 +18,7 @@ from flagen.render.token_states import (
     finish,
     keep,
     load,
+    loaded,
     plus,
     recall,
     restore,
@@ -75,7 +76,13 @@ def kernel_context(layout: Layout) -> TokenKernelContext:
     states = [state.name for state in spec.state]
     scalars = [*(["scale"] if uses_scale(layout) else []), "T", "N", "CHUNK"]
     tail = ["cu_seqlens", *scalars]
-    forward = [*names, layout.output, *_each(states, "_in", "_out", "_saved", "_each"), "slots", *tail]
+    forward = [
+        *names,
+        layout.output,
+        *_each(states, "_in", "_out", "_saved", "_each"),
+        "slots",
+        *tail,
+    ]
     backward = [*names, f"d{layout.output}", *(f"d{name}" for name in names)]
     backward += [*_each(states, "_saved", "_steps")]
     backward += [*_each([f"d{name}" for name in states], "_in", "_out"), *tail]
@@ -201,19 +208,24 @@ def _saved_rows(layout: Layout) -> list[str]:
 
 
 def _loads(layout: Layout, step: Step) -> list[str]:
-    """The inputs of a step that change from token to token, in the order of the spec."""
-    lines = []
+    """The inputs of a step that change from token to token, in the order of the spec.
+
+    All loads come first: Triton waits for a load where its result is converted.
+    """
+    names, lines = [], []
     output = f"d{layout.output}"
     for tensor in _per_token(layout):
         if tensor.name in step.inputs:
             row = f"p_{tensor.name} + {layout.stride(tensor.axes)}"
             pointer = plus(row, layout.offsets(tensor.axes))
-            lines.append(f"b_{tensor.name} = {load(pointer, layout.mask(tensor.axes))}")
+            lines.append(f"b_{tensor.name} = {loaded(pointer, layout.mask(tensor.axes))}")
+            names.append(f"b_{tensor.name}")
     if output in step.inputs:
         axes = (*layout.level.heads, *layout.output_axes)
         pointer = plus(f"p_{output} + {layout.stride(axes)}", layout.offsets(axes))
-        lines.append(f"b_{output} = {load(pointer, layout.mask(axes))}")
-    return lines
+        lines.append(f"b_{output} = {loaded(pointer, layout.mask(axes))}")
+        names.append(f"b_{output}")
+    return lines + [f"{name} = {name}.to(tl.float32)" for name in names]
 
 
 def _write_output(layout: Layout) -> list[str]:

@@ -11,10 +11,14 @@ def plus(*parts: str) -> str:
     return " + ".join(part for part in parts if part)
 
 
+def loaded(pointer: str, mask: str) -> str:
+    """A value, 0 where the mask is not set."""
+    return f"tl.load({pointer}, mask={mask}, other=0)" if mask else f"tl.load({pointer})"
+
+
 def load(pointer: str, mask: str) -> str:
-    """A value in float32, 0 where the mask is not set."""
-    masked = f", mask={mask}, other=0" if mask else ""
-    return f"tl.load({pointer}{masked}).to(tl.float32)"
+    """The same in float32."""
+    return f"{loaded(pointer, mask)}.to(tl.float32)"
 
 
 def state_rows(layout: Layout) -> list[str]:

@@ -1,0 +1,159 @@
+"""The pointwise stages around walks and scans: a prologue makes their tensors, an epilogue the output."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count
+
+import sympy
+
+from flagen.analyze.recurrence import Recurrence, is_feature, output_heads
+from flagen.derive.pointwise import Axes, Pointwise, Result, pointwise_program
+from flagen.derive.token import arguments
+from flagen.parse.spec import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A tensor that a kernel takes: its name there, what it is, and its axes. "g" is a decay."""
+
+    name: str
+    expression: sympy.Expr
+    axes: Axes
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What is around walks or scans: the tensors that they take, and what is made of their results.
+
+    `arguments` has the tensors of each by name, in the order of the kernels' arguments: inputs as
+    they are, results of the `prologue`, or `simple` ones, which are a number in every element or an
+    input in float32. Without an `epilogue` the output is the only result. `constants` are those of
+    the spec that the stages take.
+    """
+
+    arguments: tuple[tuple[str, ...], ...]
+    simple: tuple[Result, ...]
+    prologue: Pointwise | None
+    epilogue: Pointwise | None
+    constants: tuple[str, ...]
+
+    @property
+    def inputs(self) -> list[str]:
+        """The inputs that are operands as they are, or but for their dtype."""
+        made = {each.name for each in (self.prologue.results if self.prologue else ())}
+        simple = {each.name: str(each.expression) for each in self.simple}
+        names = dict.fromkeys(name for each in self.arguments for name in each)
+        return [simple.get(name, name) for name in names if name not in made]
+
+
+def gates_of(recurrence: Recurrence) -> frozenset[str]:
+    """The tensors that a decay is made of: logarithms, whose digits count."""
+    factors = (state.decay.factor for state in recurrence.states)
+    return frozenset(str(symbol) for factor in factors for symbol in factor.free_symbols)
+
+
+def like_of(recurrence: Recurrence, features: Axes) -> Tensor:
+    """The tensor whose dtype the output has: the last one with its shape that is no gate.
+
+    `features` are the output's axes beside time and heads.
+    """
+    tensors, gates = arguments(recurrence.spec), gates_of(recurrence)
+    wanted = ("T", *output_heads(recurrence.spec), *features)
+    fitting = [each for each in tensors if each.axes == wanted and each.name not in gates]
+    others = [each for each in tensors if "T" in each.axes and each.name not in gates]
+    return (fitting or others or list(tensors))[-1 if fitting else 0]
+
+
+def stages_of(
+    recurrence: Recurrence,
+    wanted: tuple[tuple[Wanted, ...], ...],
+    results: Mapping[str, Axes],
+    output: sympy.Expr,
+    features: Axes,
+) -> Stages | str:
+    """The stages that make the tensors `wanted`, and `output` of inputs and `results`.
+
+    Or why there are none, in the spec's words. Tensors have the dtype of the output, but for decays:
+    those that are computed are float32.
+    """
+    spec, heads = recurrence.spec, output_heads(recurrence.spec)
+    inputs = {each.name: each.axes for each in spec.inputs if each.value is None}
+    constants = {each.name: each.axes for each in spec.inputs if each.value is not None}
+    tensors = inputs | constants
+    every = [each for one in wanted for each in one]
+    if reason := _obstacle([each.expression for each in every], output, tensors, features):
+        return reason
+    gates, like = gates_of(recurrence), like_of(recurrence, features).name
+    # What two results hold may cancel in a quotient and its slopes: it must not be rounded before.
+    wide = recurrence.epilogue is not None and len(results) > 1
+
+    def is_plain(each: Wanted) -> bool:
+        """Whether it is an input, in a dtype that kernels take."""
+        name, fixed = str(each.expression), each.name in ("g", "u")
+        right = fixed or not (wide or name in gates)
+        return right and each.expression.is_Symbol and inputs.get(name) == each.axes
+
+    epilogue = None
+    if str(output) not in results:
+        made = Result(recurrence.output, output, ("T", *heads, *features), like)
+        epilogue = pointwise_program(spec.name, "epilogue", (made,), {**results, **tensors})
+    later = set(_tensors(epilogue))
+    whole = {str(each.expression) for each in every if inputs.get(str(each.expression)) == each.axes}
+    made: list[Result] = []
+
+    def tensor(each: Wanted) -> str:
+        if is_plain(each):
+            return str(each.expression)
+        dtype = "float32" if wide or each.name == "g" else like
+        for known in made:
+            if (known.expression, known.axes, known.like) == (each.expression, each.axes, dtype):
+                return known.name
+        taken = {*later, *(whole - {str(each.expression)}), *constants, *(x.name for x in made)}
+        name = _free(each.name, taken)
+        made.append(Result(name, each.expression, each.axes, dtype))
+        return name
+
+    found = tuple(tuple(map(tensor, one)) for one in wanted)
+    simple = tuple(each for each in made if _is_simple(each, inputs))
+    rest = [each for each in made if each not in simple]
+    prologue = pointwise_program(spec.name, "prologue", rest, tensors) if rest else None
+    taken = {*_tensors(prologue), *_tensors(epilogue)}
+    return Stages(found, simple, prologue, epilogue, tuple(x for x in constants if x in taken))
+
+
+def _is_simple(result: Result, inputs: Mapping[str, Axes]) -> bool:
+    """See `Stages`."""
+    whole = inputs.get(str(result.expression)) == result.axes and result.like == "float32"
+    return bool(result.expression.is_number) or whole
+
+
+def _obstacle(
+    made: Iterable[sympy.Expr], output: sympy.Expr, tensors: Mapping[str, Axes], features: Axes
+) -> str | None:
+    """What a pointwise stage cannot take."""
+    if len(features) > 1:
+        return f"the output has the axes {' and '.join(features)}, and chunks make one"
+    outer = {axis for axes in tensors.values() for axis in axes if not is_feature(axis)}
+    for each in (*made, output):
+        symbols = sorted(map(str, each.free_symbols))
+        for symbol in symbols:
+            if sum(map(is_feature, tensors.get(symbol, ()))) > 1:
+                return f"`{symbol}` has more than one axis beside time and heads"
+            if symbol in outer:
+                return f"a number of tokens or heads, `{symbol}`, stands in `{each}`"
+        if each is not output and not each.is_number and not tensors.keys() & set(symbols):
+            return f"`{each}` depends on no input"
+    return None
+
+
+def _tensors(stage: Pointwise | None) -> list[str]:
+    """The tensors that a stage takes."""
+    return [] if stage is None else [name for name, _ in (*stage.inputs, *stage.sizers)]
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """`name`, or with the first number that makes it free."""
+    numbered = (f"{name}_{n}" if n else name for n in count())
+    return next(each for each in numbered if each not in taken)

@@ -1,0 +1,173 @@
+"""The body of the chunk forms: constants, prologue, walks, epilogue, final states."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from flagen.analyze.recurrence import output_heads, state_heads
+from flagen.derive.derivation import Pass, Walks
+from flagen.derive.stages import Stages
+from flagen.parse.spec import Spec
+from flagen.render.pointwise import PointwiseText
+from flagen.render.steps import constant
+from flagen.render.walks import operand_names
+
+
+def prepared(spec: Spec, stages: Stages, first: str, prologue: PointwiseText | None) -> list[str]:
+    """Statements that make the operands, from checked arguments; `first` is any of the tensors."""
+    lines, taken = [], {tensor.name for tensor in spec.inputs}
+    for tensor in spec.inputs:
+        if tensor.name in stages.constants:
+            for line in constant(tensor, taken, f"{first}.device"):
+                sized = re.sub(r"\b([A-Z][A-Z0-9]*)\b", r'sizes["\1"]', line)
+                lines.append(sized.replace(".to(dtype)", ".float()"))
+    lines += [prologue.call] if prologue else []
+    for result in stages.simple:
+        if not result.expression.is_number:
+            lines.append(f"{result.name} = {result.expression}.float()")
+            continue
+        shape = ", ".join(f'sizes["{axis}"]' for axis in ("B", *result.axes))
+        single = result.like == "float32"
+        like, dtype = (first, ", dtype=torch.float32") if single else (result.like, "")
+        number = int(result.expression) if result.expression.is_Integer else float(result.expression)
+        lines.append(f"{result.name} = {like}.new_full(({shape}), {number!r}{dtype})")
+    return lines
+
+
+def stage_imports(stages: list[PointwiseText]) -> list[str]:
+    """What stages import from the runtime."""
+    return [f"{name}," for name in sorted({name for stage in stages for name in stage.imports})]
+
+
+def to_heads(spec: Spec, rest: str) -> str:
+    """What makes states with the heads of the output; `rest` has -1 for the other axes."""
+    fine, coarse = output_heads(spec), state_heads(spec)
+    if fine == coarse:
+        return ""
+    if coarse:
+        return f".repeat_interleave({_group(spec)}, 1)"
+    return f'.unsqueeze(1).expand(-1, sizes["{fine[0]}"], {rest})'
+
+
+def from_heads(spec: Spec) -> str:
+    """What makes the caller's states of those with the heads of the output."""
+    fine, coarse = output_heads(spec), state_heads(spec)
+    if fine == coarse:
+        return ""
+    return f"[:, :: {_group(spec)}]" if coarse else "[:, 0]"
+
+
+def _group(spec: Spec) -> str:
+    """How many heads of the output share a state."""
+    (fine,), (coarse,) = output_heads(spec), state_heads(spec)
+    return f'max(sizes["{fine}"] // max(sizes["{coarse}"], 1), 1)'
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The statements from checked arguments to the results.
+
+    Walks take tensors [B, T, H, ·] and states [N, H, K, V], with the heads of the output.
+    """
+
+    spec: Spec
+    walks: Walks
+    prologue: PointwiseText | None
+    epilogue: PointwiseText | None
+
+    def lines(self, first: str) -> list[str]:
+        """All of them; `first` is a tensor argument."""
+        states = [self._final(state.name) for state in self.spec.state]
+        final = states[0] if len(states) == 1 else f"({', '.join(states)})"
+        return [
+            *prepared(self.spec, self.walks.stages, first, self.prologue),
+            *self._initial(),
+            *self._calls(),
+            *([self.epilogue.call] if self.epilogue else []),
+            f"return {self._output}, {final} if output_final_state else None",
+        ]
+
+    @property
+    def _output(self) -> str:
+        return self.spec.output[-1].target
+
+    def _initial(self) -> list[str]:
+        """Initial states as walks take them, where those are others."""
+        lines = {}
+        for one in self.walks.passes:
+            given, taken = self._given(one.state), self._entering(one)
+            if one.initial and given != taken:
+                taken_from = f"{given}{self._to_walk(one)}"
+                lines[f"{taken} = None if {given} is None else {taken_from}"] = None
+        return list(lines)
+
+    def _calls(self) -> Iterator[str]:
+        """The walks, and statements that take axes of size 1 from what they read."""
+        heads = output_heads(self.spec)
+        for one, tensors in zip(self.walks.passes, self.walks.stages.arguments, strict=True):
+            result = str(one.result) if self.epilogue else self._output
+            left = [result, *([self._leaving(one)] if one.final else []), "*_"]
+            names = operand_names(one.operands)
+            arguments = [self._tensor(one, *each) for each in zip(names, tensors, strict=True)]
+            arguments.append(self._entering(one) if one.initial else "None")
+            arguments += ["cu_seqlens", "scale" if one.scaled else "1.0"]
+            arguments += ["output_final_state" if one.final else "False", "L"]
+            yield f"{', '.join(left)} = _chunk({', '.join(arguments)})"
+            size = ("" if heads else ".squeeze(2)") + ("" if one.axes[1] else ".squeeze(-1)")
+            if size:
+                yield f"{result} = {result}{size}"
+
+    def _tensor(self, one: Pass, role: str, name: str) -> str:
+        axis = {"v": one.axes[1], "g": one.axes[0] if one.operands.by_channel else "-"}
+        heads = "" if output_heads(self.spec) else ".unsqueeze(2)"
+        return name + heads + ("" if axis.get(role, one.axes[0]) else ".unsqueeze(-1)")
+
+    def _given(self, state: str) -> str:
+        return "initial_state" if len(self.spec.state) == 1 else f"initial_{state}"
+
+    def _entering(self, one: Pass) -> str:
+        """The initial state as a walk takes it."""
+        if not self._to_walk(one):
+            return self._given(one.state)
+        return f"{one.state}_in{'_t' if self._is_exchanged(one) else ''}"
+
+    def _leaving(self, one: Pass) -> str:
+        """The final state as a walk leaves it."""
+        if len(self.walks.passes) == 1:
+            return "ht"
+        return f"{one.state}_out{self._parts(one.state).index(one) or ''}"
+
+    def _parts(self, state: str) -> list[Pass]:
+        return [one for one in self.walks.passes if one.final and one.state == state]
+
+    def _final(self, state: str) -> str:
+        """The final state as the caller gets it."""
+        parts = self._parts(state)
+        total, back = " + ".join(map(self._leaving, parts)), self._from_walk(parts[0])
+        return f"({total}){back}" if back and len(parts) > 1 else total + back
+
+    def _axes(self, one: Pass) -> tuple[str, ...]:
+        return next(state.axes for state in self.spec.state if state.name == one.state)
+
+    def _is_exchanged(self, one: Pass) -> bool:
+        return one.axes[0] != self._axes(one)[0]
+
+    def _to_walk(self, one: Pass) -> str:
+        """What makes the state of a walk of the caller's."""
+        if len(self._axes(one)) == 1:
+            code = ".unsqueeze(-2)" if self._is_exchanged(one) else ".unsqueeze(-1)"
+        else:
+            code = ".transpose(-1, -2)" if self._is_exchanged(one) else ""
+        alone = "" if output_heads(self.spec) else ".unsqueeze(1)"
+        return f'{code}{alone}{to_heads(self.spec, "-1, -1")}'
+
+    def _from_walk(self, one: Pass) -> str:
+        """What makes the caller's state of a walk's."""
+        if len(self._axes(one)) == 1:
+            code = ".squeeze(-2)" if self._is_exchanged(one) else ".squeeze(-1)"
+        else:
+            code = ".transpose(-1, -2)" if self._is_exchanged(one) else ""
+        alone = "" if output_heads(self.spec) else ".squeeze(1)"
+        return f"{from_heads(self.spec)}{alone}{code}"

@@ -1,0 +1,150 @@
+"""Recurrences whose chunk forms are walks between pointwise stages, one per way that they can differ."""
+
+from __future__ import annotations
+
+QKV = "q: [T, H, K], k: [T, H, K], v: [T, H, V]"
+
+
+def text(
+    update: str = "S = S + outer(k, v)",
+    output: str = "o = scale * dot(q, S)",
+    inputs: str = "",
+    decay: str = "",
+    state: str = "S: [K, V]",
+    qkv: str = QKV,
+) -> str:
+    """A spec. `inputs` come after `qkv`; statements are separated by semicolons."""
+    lines = [
+        "name: other",
+        f"inputs: {{{qkv}{', ' * bool(inputs)}{inputs}}}",
+        f"decay: {{{decay}}}",
+        f"state: {{{state}}}",
+        "update:",
+        *(f"  - {each.strip()}" for each in update.split(";")),
+        "output:",
+        *(f"  - {each.strip()}" for each in output.split(";")),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+GATED = "S = exp(g) * S + outer(k, v)"
+UNIT = "domain: [0, 1]"
+CASES = {
+    # operands that are expressions of the inputs
+    "beta": text("S = S + outer(beta * k, v)", inputs="beta: [T, H]"),
+    "sigmoid_decay": text(
+        "S = sigmoid(k) * S + outer(1 - sigmoid(k), v)"
+    ),
+    "alpha": text(
+        "S = alpha * S + (1 - alpha) * outer(k, v)", inputs=f"alpha: {{axes: [T, H], {UNIT}}}"
+    ),
+    "l2norm": text(output="o = scale * dot(q * rsqrt(sum(q * q, K) + 1e-6), S)"),
+    "parameters": text(
+        "S = exp(-exp(a) * softplus(g + b)) * S + outer(k, v)", inputs="g: [T, H], a: [H], b: [H]"
+    ),
+    "fixed_by_channel": text(GATED, inputs="g: {axes: [H, K], domain: '<= 0'}"),
+    "constant_by_channel": text(
+        GATED, decay="g: {axes: [H, K], value: 'log(1 - 2**(-5 - h)) - k / 4'}", qkv=QKV.replace("k:", "x:")
+    ).replace("outer(k,", "outer(x,"),
+    "number": text("S = 0.9 * S + outer(k, v)"),
+    "two_gates": text(
+        "S = exp(f + g) * S + outer(k, v)", decay="f: [T, H], g: [T, H, K]"
+    ),
+    "shared_gate": text(GATED, decay="g: [T, K]"),
+    "gate_as_key": text("S = exp(g) * S + outer(g, v)", decay="g: [T, H, K]", qkv="q: [T, H, K], v: [T, H, V]"),
+    # heads
+    "shared_keys": text(GATED, decay="g: [T, H]", qkv="q: [T, HQ, K], k: [T, H, K], v: [T, H, V]"),
+    "value_heads": text(GATED, decay="g: [T, HV]", qkv="q: [T, H, K], k: [T, H, K], v: [T, HV, V]"),
+    "other_heads": text(GATED, decay="g: [T, HV]", qkv=QKV.replace("H", "HV")),
+    "one_key": text(GATED, decay="g: [T, H]", qkv="q: [T, K], k: [T, K], v: [T, H, V]"),
+    "one_state": text(qkv="q: [T, H, K], k: [T, K], v: [T, V]"),
+    "no_heads": text(GATED, decay="g: [T]", qkv="q: [T, K], k: [T, K], v: [T, V]"),
+    # reads, writes, states
+    "along_values": text(GATED, "o = scale * dot(S, p)", "p: [T, H, V]", "g: [T, H]", qkv=QKV[14:]),
+    "value_decay": text("S = S * exp(g) + outer(k, v)", "o = dot(S, p)", "p: [T, H, V]", "g: [T, H, V]", qkv=QKV[14:]),
+    "two_reads": text(GATED, "o = dot(q, S) - 0.5 * dot(p, S)", "p: [T, H, K]", "g: [T, H]"),
+    "both_sides": text(
+        GATED, "o = scale * dot(q, S) * (1 + tanh(sum(dot(S, p), K)))", "p: [T, H, V]", "g: [T, H]"
+    ),
+    "two_writes": text(
+        "S = exp(g) * S + outer(k, v) + outer(a, b)", inputs="a: [T, H, K], b: [T, H, V]", decay="g: [T, H]"
+    ),
+    "two_states": text(
+        "S = exp(g) * S + outer(k, v); P = exp(f) * P + outer(k, v)",
+        "o = scale * (dot(q, S) + dot(q, P))",
+        decay="g: [T, H], f: [T, H, K]",
+        state="S: [K, V], P: [K, V]",
+    ),
+    "constant_and_none": text(
+        "S = exp(g) * S + outer(k, v); P = P + outer(k, v)",
+        "o = scale * (dot(q, S) + dot(q, P))",
+        decay="g: {axes: [H], value: 'log(1 - 2**(-5 - h))'}",
+        state="S: [K, V], P: [K, V]",
+    ),
+    "normaliser": text(
+        "S = exp(g) * S + outer(exp(k), v); z = exp(g) * z + exp(k)",
+        "o = dot(exp(q), S) / (dot(exp(q), z) + 1e-6)",
+        decay="g: [T, H]",
+        state="S: [K, V], z: [K]",
+    ),
+    "mlstm": text(
+        "S = exp(g) * S + outer(k, exp(i) * v); z = exp(g) * z + exp(i) * k",
+        "o = scale * dot(q, S) / max(abs(scale * dot(q, z)), 1)",
+        inputs="i: [T, H]",
+        decay="g: [T, H]",
+        state="S: [K, V], z: [K]",
+    ),
+    "vector": text("z = exp(g) * z + k", "o = dot(q, z)", decay="g: [T, H, K]", state="z: [K]", qkv=QKV[:28]),
+    "whole_vector": text(
+        "S = exp(g) * S + outer(k, v); m = exp(g) * m + v",
+        "o = scale * dot(q, S) + m",
+        decay="g: [T, H]",
+        state="S: [K, V], m: [V]",
+    ),
+    # timing
+    "before": text(output="o = scale * dot(q, prev(S))"),
+    "before_constant": text(
+        GATED, "o = scale * dot(q, prev(S))", decay="g: {axes: [H], value: 'log(1 - 2**(-5 - h))'}"
+    ),
+    "before_scalar": text(GATED, "o = scale * dot(q, prev(S))", decay="g: [T, H]"),
+    "bonus": text(GATED, "o = dot(q, prev(S) + outer(u * k, v))", "u: [H, K]", "g: [T, H]"),
+    "bonus_of_tokens": text(
+        GATED, "o = scale * dot(q, prev(S) + outer(u * k, v))", "u: [T, H, K]", "g: [T, H, K]"
+    ),
+    "before_and_after": text(
+        GATED, "o = scale * dot(q, S) + dot(p, prev(S))", "p: [T, H, K]", "g: [T, H, K]"
+    ),
+    # what is made of reads
+    "skip": text(GATED, "o = scale * dot(q, S) + d * v", "d: [H, V]", "g: [T, H]"),
+    "output_gate": text(GATED, "o = silu(r) * dot(q, S)", "r: [T, H, V]", "g: [T, H]"),
+    "output_norm": text(
+        GATED, "y = scale * dot(q, S); o = w * y * rsqrt(mean(y * y, V) + 1e-5)", "w: [V]", "g: [T, H]"
+    ),
+}
+
+
+def scan(update: str, output: str = "o = h", inputs: str = "x: [T, H, D]", **others: str) -> str:
+    """A spec of a scan."""
+    return text(update, output, qkv=inputs, **{"state": "h: [D]", **others})
+
+
+SCANS = {
+    "interpolation": scan(
+        "h = sigmoid(f) * h + (1 - sigmoid(f)) * x", "o = q * h", "x: [T, D], f: [T, D], q: [T, D]"
+    ),
+    "average": scan(
+        "h = alpha * h + (1 - alpha) * x", inputs=f"x: [T, H, D], alpha: {{axes: [H, D], {UNIT}}}"
+    ),
+    "sum": scan("h = h + x", "o = silu(r) * h + d * x", "x: [T, H, D], r: [T, H, D], d: [D]"),
+    "number": scan("h = 0.9 * h + x"),
+    "twice": scan("h = exp(2 * g) * h + g * x", decay="g: [T, H]"),
+    "coarse": scan("h = exp(g) * h + x", "o = q * h", "x: [T, H, D], q: [T, HQ, D]", decay="g: [T, H, D]"),
+    "shared": scan("h = exp(g) * h + x", "o = q * h", "x: [T, D], q: [T, H, D]", decay="g: [T, D]"),
+    "ratio": scan(
+        "a = exp(w) * a + exp(k) * v; b = exp(w) * b + exp(k)",
+        "o = a / (b + 1e-6)",
+        "k: [T, D], v: [T, D]",
+        decay="w: [D]",
+        state="a: [D], b: [D]",
+    ),
+}
