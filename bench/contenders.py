@@ -24,6 +24,8 @@ Function = Callable[..., Any]
 
 FLA_NAMES = {"linear_attention": "linear_attn"}
 """Where flash-linear-attention calls an operator differently."""
+FLA_OPTIONS = {"linear_attn": {"normalize": False}}
+"""What makes an operator of flash-linear-attention compute the same."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def _fla(op: str, forms: list[str], make: Function, notes: list[str]) -> list[Co
     out = []
     for form in forms:
         if call := getattr(module, f"{form}_{name}", None):
+            call = partial(call, **FLA_OPTIONS.get(op, {}))
             peer = make(name=f"fla {form}", function=f"{form}_{name}", source="fla", call=call)
             out.append(replace(peer, limit=1e-2, slow_start=True))
     return out

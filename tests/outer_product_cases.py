@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+import hypothesis.strategies as st
+
 QKV = "q: [T, H, K], k: [T, H, K], v: [T, H, V]"
 
 
@@ -32,9 +36,7 @@ UNIT = "domain: [0, 1]"
 CASES = {
     # operands that are expressions of the inputs
     "beta": text("S = S + outer(beta * k, v)", inputs="beta: [T, H]"),
-    "sigmoid_decay": text(
-        "S = sigmoid(k) * S + outer(1 - sigmoid(k), v)"
-    ),
+    "sigmoid_decay": text("S = sigmoid(k) * S + outer(1 - sigmoid(k), v)"),
     "alpha": text(
         "S = alpha * S + (1 - alpha) * outer(k, v)", inputs=f"alpha: {{axes: [T, H], {UNIT}}}"
     ),
@@ -44,14 +46,16 @@ CASES = {
     ),
     "fixed_by_channel": text(GATED, inputs="g: {axes: [H, K], domain: '<= 0'}"),
     "constant_by_channel": text(
-        GATED, decay="g: {axes: [H, K], value: 'log(1 - 2**(-5 - h)) - k / 4'}", qkv=QKV.replace("k:", "x:")
+        GATED,
+        decay="g: {axes: [H, K], value: 'log(1 - 2**(-5 - h)) - k / 4'}",
+        qkv=QKV.replace("k:", "x:"),
     ).replace("outer(k,", "outer(x,"),
     "number": text("S = 0.9 * S + outer(k, v)"),
-    "two_gates": text(
-        "S = exp(f + g) * S + outer(k, v)", decay="f: [T, H], g: [T, H, K]"
-    ),
+    "two_gates": text("S = exp(f + g) * S + outer(k, v)", decay="f: [T, H], g: [T, H, K]"),
     "shared_gate": text(GATED, decay="g: [T, K]"),
-    "gate_as_key": text("S = exp(g) * S + outer(g, v)", decay="g: [T, H, K]", qkv="q: [T, H, K], v: [T, H, V]"),
+    "gate_as_key": text(
+        "S = exp(g) * S + outer(g, v)", decay="g: [T, H, K]", qkv="q: [T, H, K], v: [T, H, V]"
+    ),
     # heads
     "shared_keys": text(GATED, decay="g: [T, H]", qkv="q: [T, HQ, K], k: [T, H, K], v: [T, H, V]"),
     "value_heads": text(GATED, decay="g: [T, HV]", qkv="q: [T, H, K], k: [T, H, K], v: [T, HV, V]"),
@@ -61,13 +65,21 @@ CASES = {
     "no_heads": text(GATED, decay="g: [T]", qkv="q: [T, K], k: [T, K], v: [T, V]"),
     # reads, writes, states
     "along_values": text(GATED, "o = scale * dot(S, p)", "p: [T, H, V]", "g: [T, H]", qkv=QKV[14:]),
-    "value_decay": text("S = S * exp(g) + outer(k, v)", "o = dot(S, p)", "p: [T, H, V]", "g: [T, H, V]", qkv=QKV[14:]),
+    "value_decay": text(
+        "S = S * exp(g) + outer(k, v)",
+        "o = dot(S, p)",
+        "p: [T, H, V]",
+        "g: [T, H, V]",
+        qkv=QKV[14:],
+    ),
     "two_reads": text(GATED, "o = dot(q, S) - 0.5 * dot(p, S)", "p: [T, H, K]", "g: [T, H]"),
     "both_sides": text(
         GATED, "o = scale * dot(q, S) * (1 + tanh(sum(dot(S, p), K)))", "p: [T, H, V]", "g: [T, H]"
     ),
     "two_writes": text(
-        "S = exp(g) * S + outer(k, v) + outer(a, b)", inputs="a: [T, H, K], b: [T, H, V]", decay="g: [T, H]"
+        "S = exp(g) * S + outer(k, v) + outer(a, b)",
+        inputs="a: [T, H, K], b: [T, H, V]",
+        decay="g: [T, H]",
     ),
     "two_states": text(
         "S = exp(g) * S + outer(k, v); P = exp(f) * P + outer(k, v)",
@@ -94,7 +106,9 @@ CASES = {
         decay="g: [T, H]",
         state="S: [K, V], z: [K]",
     ),
-    "vector": text("z = exp(g) * z + k", "o = dot(q, z)", decay="g: [T, H, K]", state="z: [K]", qkv=QKV[:28]),
+    "vector": text(
+        "z = exp(g) * z + k", "o = dot(q, z)", decay="g: [T, H, K]", state="z: [K]", qkv=QKV[:28]
+    ),
     "whole_vector": text(
         "S = exp(g) * S + outer(k, v); m = exp(g) * m + v",
         "o = scale * dot(q, S) + m",
@@ -118,7 +132,10 @@ CASES = {
     "skip": text(GATED, "o = scale * dot(q, S) + d * v", "d: [H, V]", "g: [T, H]"),
     "output_gate": text(GATED, "o = silu(r) * dot(q, S)", "r: [T, H, V]", "g: [T, H]"),
     "output_norm": text(
-        GATED, "y = scale * dot(q, S); o = w * y * rsqrt(mean(y * y, V) + 1e-5)", "w: [V]", "g: [T, H]"
+        GATED,
+        "y = scale * dot(q, S); o = w * y * rsqrt(mean(y * y, V) + 1e-5)",
+        "w: [V]",
+        "g: [T, H]",
     ),
 }
 
@@ -138,8 +155,17 @@ SCANS = {
     "sum": scan("h = h + x", "o = silu(r) * h + d * x", "x: [T, H, D], r: [T, H, D], d: [D]"),
     "number": scan("h = 0.9 * h + x"),
     "twice": scan("h = exp(2 * g) * h + g * x", decay="g: [T, H]"),
-    "coarse": scan("h = exp(g) * h + x", "o = q * h", "x: [T, H, D], q: [T, HQ, D]", decay="g: [T, H, D]"),
+    "coarse": scan(
+        "h = exp(g) * h + x", "o = q * h", "x: [T, H, D], q: [T, HQ, D]", decay="g: [T, H, D]"
+    ),
     "shared": scan("h = exp(g) * h + x", "o = q * h", "x: [T, D], q: [T, H, D]", decay="g: [T, D]"),
+    "two_axes": scan(
+        "h = exp(g) * h + x; s = s + y",
+        "o = h * tanh(mean(s * s, E))",
+        "x: [T, H, D], y: [T, H, E]",
+        decay="g: [T, H, D]",
+        state="h: [D], s: [E]",
+    ),
     "ratio": scan(
         "a = exp(w) * a + exp(k) * v; b = exp(w) * b + exp(k)",
         "o = a / (b + 1e-6)",
@@ -148,3 +174,118 @@ SCANS = {
         state="a: [D], b: [D]",
     ),
 }
+
+
+@st.composite
+def random_specs(draw: st.DrawFn) -> str:
+    """Specs of outer products and scans: decays, writes, reads and what is made of them at random."""
+    return draw(_scans()) if draw(st.integers(0, 3)) == 0 else draw(_outer_products())
+
+
+class _Inputs:
+    """The inputs that a random spec comes to need."""
+
+    def __init__(self, draw: st.DrawFn, heads: tuple[str, ...]) -> None:
+        self.draw, self.heads, self.lines = draw, heads, {}
+
+    def __call__(self, name: str, *features: str, domain: str = "", least: str = "T") -> str:
+        """The name of an input with some of the axes; now and then without time or heads."""
+        if name not in self.lines:
+            head = self.draw(st.sampled_from(self.heads))
+            axes = [axis for axis in (least, head) if axis] + list(features) or ["T"]
+            rest = f", domain: {domain}" if domain else ""
+            self.lines[name] = f"{name}: {{axes: [{', '.join(axes)}]{rest}}}"
+        return name
+
+    def decay(self, name: str, *axes: str) -> str:
+        """A factor that some of the axes vary over, or 1."""
+        draw = self.draw
+        features = [axis for axis in axes if draw(st.booleans())]
+        least = draw(st.sampled_from(("T", "T", "T", "")))
+        kind = draw(st.sampled_from(("none", "number", "exp", "exp", "sigmoid", "alpha", "mamba")))
+        if kind in ("none", "number"):
+            return "" if kind == "none" else "0.75 * "
+        if kind == "mamba":
+            a, b = self(f"{name}_a", least=""), self(f"{name}_b", *features)
+            return f"exp(-exp({a}) * softplus({b})) * "
+        domain = {"exp": "'<= 0'", "alpha": "[0, 1]"}.get(kind, "")
+        x = self(name, *features, domain=domain, least=least)
+        return {"exp": f"exp({x}) * ", "alpha": f"{x} * "}.get(kind, f"sigmoid({x}) * ")
+
+
+@st.composite
+def _outer_products(draw: st.DrawFn) -> str:
+    heads = draw(st.sampled_from((("H",), ("H",), ("H", "HV"), ("H", "HQ"), ("H", ""), ("",))))
+    inputs = _Inputs(draw, heads)
+    # the axis that reads sum over, and the one that they keep
+    along, across = draw(st.sampled_from((("K", "V"), ("K", "V"), ("V", "K"))))
+    states, updates, terms = {}, [], []
+    for state in draw(st.sampled_from(("S", "S", "SP"))):
+        states[state] = "[K, V]"
+        writes = [_write(draw, inputs, n) for n in "12"[: draw(st.integers(1, 2))]]
+        decay = inputs.decay(f"g_{state}", along)
+        updates.append(f"{state} = {decay}{state} + {' + '.join(writes)}")
+        read = draw(st.sampled_from(("{}", "{}", "{}", "prev({})"))).format(state)
+        term = draw(st.sampled_from(("{}", "scale * {}", "scale * {}", "r * {}")))
+        if term.startswith("r"):
+            inputs("r", across)
+        query = inputs("q", along)
+        terms.append(term.format(f"dot({query}, {read})"))
+        if "prev" in read and draw(st.booleans()):
+            u, k, v = inputs("u", along, least=""), inputs("k_1", "K"), inputs("v_1", "V")
+            k, v = (k, v) if along == "K" else (v, k)
+            terms.append(f"scale * dot({query}, {u} * {k}) * {v}")
+    output = " + ".join(terms)
+    match draw(st.sampled_from(("plain", "plain", "skip", "gate", "normaliser", "norm", "vector"))):
+        case "skip":
+            output += f" + {inputs('d', across, least='')} * {inputs('c', across)}"
+        case "gate":
+            output = f"sigmoid({inputs('w', across)}) * ({output})"
+        case "normaliser":
+            states["z"] = f"[{along}]"
+            updates.append(f"z = {inputs.decay('g_z', along)}z + exp({inputs('y', along)})")
+            output = f"({output}) / (dot(exp({inputs('x', along)}), z) ** 2 + 1)"
+        case "norm":
+            output = f"({output}) * rsqrt(mean(({output}) * ({output}), {across}) + 1)"
+        case "vector":
+            states["m"] = f"[{across}]"
+            updates.append(f"m = {inputs.decay('g_m')}m + {inputs('c', across)}")
+            output += " + m"
+    lines = ", ".join(inputs.lines.values())
+    return text("; ".join(updates), f"o = {output}", qkv=lines, state=_joined(states))
+
+
+def _write(draw: st.DrawFn, inputs: _Inputs, n: str) -> str:
+    """An outer product of expressions of inputs."""
+    k, v = inputs(f"k_{n}", "K"), inputs(f"v_{n}", "V")
+    unit = f"{k} * rsqrt(sum({k} * {k}, K) + 1)"
+    key = draw(st.sampled_from((k, k, f"silu({k})", f"(1 - exp({k}))", "beta", unit)))
+    if key == "beta":
+        key = f"{inputs('beta')} * {k}"
+    return f"outer({key}, {draw(st.sampled_from((v, v, f'sigmoid({v})', f'{v} / 2')))})"
+
+
+@st.composite
+def _scans(draw: st.DrawFn) -> str:
+    heads = draw(st.sampled_from((("",), ("H",), ("H", ""), ("H", "HQ"))))
+    inputs = _Inputs(draw, heads)
+    updates, terms, states = [], [], {}
+    for name in draw(st.sampled_from(("h", "hs"))):
+        x = inputs(f"x_{name}", "D")
+        injection = draw(st.sampled_from((x, f"{x} * {inputs('y', 'D')}", f"(1 - sigmoid({x}))")))
+        updates.append(f"{name} = {inputs.decay(f'g_{name}', 'D')}{name} + {injection}")
+        terms.append(
+            draw(st.sampled_from((name, f"{inputs('q', 'D')} * {name}", f"scale * {name}")))
+        )
+        states[name] = "[D]"
+    output = draw(st.sampled_from((" + ", " * "))).join(terms)
+    if len(terms) > 1 and draw(st.booleans()):
+        output = f"{terms[0]} / ({terms[1]} * {terms[1]} + 1)"
+    output += draw(st.sampled_from(("", f" + {inputs('d', 'D', least='')}")))
+    used = "; ".join([*updates, output])
+    lines = [line for name, line in inputs.lines.items() if re.search(rf"\b{name}\b", used)]
+    return scan("; ".join(updates), f"o = {output}", ", ".join(lines), state=_joined(states))
+
+
+def _joined(states: dict[str, str]) -> str:
+    return ", ".join(f"{name}: {axes}" for name, axes in states.items())

@@ -1,27 +1,41 @@
-"""Chunk forms made of walks and pointwise stages: results and gradients against float64."""
+"""Chunk forms between pointwise stages: results and every gradient against float64.
+
+They run in Triton's interpreter where there is no GPU. FLAGEN_RANDOM_SPECS is how many random specs
+are derived, 100 if unset; every tenth of them is run.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from outer_product_cases import CASES
+from hypothesis import HealthCheck, given, settings
+from outer_product_cases import CASES, GATED, SCANS, random_specs, text
 
+from flagen.derive.check import check
+from flagen.derive.derivation import Derivation, Pass
+from flagen.diagnostics import FlagenError, InternalError
 from flagen.parse.spec import Spec
 from flagen.pipeline import Pipeline
 from flagen.render import runtime_file
-from flagen.verify import LIMIT, Case, Tensors, cast, error, floor, make, poisoned_memory, run
+from flagen.verify import LIMIT, Case, cast, error, floor, make, poisoned_memory, run
 from flagen.write import compare, write
+from generated._runtime import UNBOUNDED
 
 Build = Callable[[str], tuple[Spec, ModuleType]]
-PACKED = Case(1, 40, 2, 12, 20, (0, 0, 1, 18, 40, 40))
+COUNT = int(os.environ.get("FLAGEN_RANDOM_SPECS", "100"))
+PACKED = Case(1, 21, 1, 5, 6, (0, 0, 1, 19, 21, 21))
+RAGGED = Case(2, 35, 2, 12, 20)
+EVERY = {**CASES, **{f"scan {name}": spec for name, spec in SCANS.items()}}
+HALF = ("sigmoid_decay", "shared_keys", "normaliser", "two_states", "before_constant", "skip")
 
 
 @pytest.fixture(scope="module")
@@ -29,36 +43,162 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """The operator of a spec's text, and the spec."""
     folder = tmp_path_factory.mktemp("walks")
     sys.path.insert(0, str(folder))
+    packages: list[str] = []
 
     @cache
-    def made(text: str) -> tuple[Spec, ModuleType]:
-        compilation = Pipeline()(text)
-        package = folder / f"made_{abs(hash(text))}"
-        files = (runtime_file(), *compilation.files)
-        write(compare(files, package), package)
-        return compilation.spec, importlib.import_module(f"{package.name}.{compilation.spec.name}")
+    def made(spec: str) -> tuple[Spec, ModuleType]:
+        compilation = Pipeline()(spec)
+        name = f"package_{len(packages)}"
+        packages.append(name)
+        write(compare((runtime_file(), *compilation.files), folder / name), folder / name)
+        return compilation.spec, importlib.import_module(f"{name}.{compilation.spec.name}")
 
     return made
 
 
 def verify(
-    build: Build, text: str, case: Case, dtype: torch.dtype, device: torch.device, strength: float = 1
+    made: tuple[Spec, ModuleType],
+    case: Case,
+    dtype: torch.dtype,
+    device: torch.device,
+    form: str = "chunk",
+    change: Callable[[str, torch.Tensor], torch.Tensor] = lambda _, x: x,
 ) -> None:
-    """`chunk` and `fused_chunk` within twice the error of naive, or the floor."""
-    spec, module = build(text)
-    x = make(spec, case, dtype, device)
+    """Every result within twice the error of naive in the same dtype, or the floor."""
+    spec, module = made
+    x = {name: change(name, tensor) for name, tensor in make(spec, case, dtype, device).items()}
     naive = getattr(module, f"naive_{spec.name}")
     exact, usual = run(naive, cast(x, torch.float64), spec, True), run(naive, x, spec, True)
-    for form in ("chunk", "fused_chunk"):
-        with poisoned_memory():
-            found = run(getattr(module, f"{form}_{spec.name}"), x, spec, True)
-        assert found.keys() == exact.keys()
-        for name, value in found.items():
-            bound = min(max(2 * error(usual[name], exact[name]), floor(dtype)), LIMIT)
-            assert error(value, exact[name]) <= bound, (form, name)
-            assert value.dtype == usual[name].dtype, (form, name)
+    with poisoned_memory():
+        found = run(getattr(module, f"{form}_{spec.name}"), x, spec, True)
+    assert found.keys() == exact.keys()
+    for name, value in found.items():
+        bound = min(max(2 * error(usual[name], exact[name]), floor(dtype)), LIMIT)
+        assert error(value, exact[name]) <= bound, name
+        assert value.dtype == usual[name].dtype, name
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_every_gradient(name: str, build: Build, device: torch.device) -> None:
-    verify(build, CASES[name], PACKED, torch.float32, device)
+@pytest.mark.parametrize("name", EVERY)
+def test_packed(name: str, build: Build, device: torch.device) -> None:
+    verify(build(EVERY[name]), PACKED, torch.float32, device)
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_half(name: str, build: Build, device: torch.device) -> None:
+    verify(build(EVERY[name]), RAGGED, torch.float16, device, "fused_chunk")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sigmoid_decay", "two_gates", "before_scalar", "normaliser", "before_and_after", "scan twice"],
+)
+def test_strong_decays(name: str, build: Build, device: torch.device) -> None:
+    """Of a state, e^-20 and less is left after a token, and 1 after another."""
+    gate = "k" if name == "sigmoid_decay" else "g"
+
+    def change(tensor: str, x: torch.Tensor) -> torch.Tensor:
+        return 12 * x if tensor == gate else x
+
+    verify(build(EVERY[name]), RAGGED, torch.float32, device, change=change)
+
+
+def test_several_segments(build: Build, device: torch.device) -> None:
+    """Every walk of several enters its segments with its own states."""
+    spec, module = build(EVERY["two_writes"])
+    x = make(spec, Case(1, 150, 1, 5, 6), torch.float32, device)
+    whole, cut = (
+        run(lambda L=L, **y: _segmented(module, L, **y), x, spec, True) for L in (UNBOUNDED, 64)
+    )
+    for name, value in cut.items():
+        assert error(value, whole[name]) < floor(torch.float32), name
+
+
+def _segmented(module: ModuleType, L: int, **x: Any) -> Any:
+    initial, final = x.pop("initial_state"), x.pop("output_final_state")
+    return module.chunk._run("chunk", *x.values(), 1.0, initial, final, None, L)
+
+
+@settings(max_examples=COUNT, deadline=None, suppress_health_check=list(HealthCheck))
+@given(random_specs())
+def test_random_specs(spec: str) -> None:
+    """Whatever the equations, the chunk forms mean the same: `derive` checks it."""
+    derivation = Pipeline().derive(Pipeline().recognise(spec))
+    assert derivation.forms == ("chunk", "fused_chunk", "fused_recurrent") or derivation.plain
+
+
+def test_random_kernels(build: Build, device: torch.device) -> None:
+    """A tenth as many in the interpreter."""
+
+    @settings(max_examples=COUNT // 10, deadline=None, database=None, derandomize=True)
+    @given(random_specs())
+    def each(spec: str) -> None:
+        verify(build(spec), PACKED, torch.float32, device)
+
+    each()
+
+
+REFUSED = {
+    "`o` keeps the axis V of `S`, along which the decay varies": text(GATED, decay="g: [T, H, V]"),
+    "`scale` depends on no input": text(
+        "S = S + outer(k, v); z = z + scale",
+        "o = dot(q, S) / dot(q, z)",
+        state="S: [K, V], z: [K]",
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_refused_in_words(reason: str) -> None:
+    derivation = Pipeline()(REFUSED[reason]).derivation
+    assert derivation.forms == ("fused_recurrent",)
+    assert all(reason in why for _, why in derivation.refused)
+    with pytest.raises(FlagenError, match="`chunk` is not generated"):
+        Pipeline()(REFUSED[reason] + "forms: [chunk]\n")
+
+
+SLIPS: dict[str, Callable[[Pass], Pass]] = {
+    "another scale": lambda one: replace(one, scaled=not one.scaled),
+    "no initial state": lambda one: replace(one, initial=not one.initial),
+    "no final state": lambda one: replace(one, final=not one.final),
+    "another query": lambda one: _with(one, query=2 * one.operands.query),
+    "another key": lambda one: _with(one, key=-one.operands.key),
+    "another value": lambda one: _with(one, value=one.operands.value + 1),
+    "another decay": lambda one: _with(one, log_decay=2 * one.operands.log_decay),
+    "another time": lambda one: _with(one, inclusive=not one.operands.inclusive),
+}
+
+
+def _with(one: Pass, **changes: Any) -> Pass:
+    return replace(one, operands=replace(one.operands, **changes))
+
+
+@cache
+def derived(name: str) -> Derivation:
+    return Pipeline().derive(Pipeline().recognise(CASES[name]))
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+@pytest.mark.parametrize("name", ["two_writes", "before_and_after"])
+def test_self_check_sees_slips(name: str, slip: str) -> None:
+    """In any of the passes."""
+    derivation, walks = derived(name), derived(name).walks
+    assert walks is not None
+    for place, one in enumerate(walks.passes):
+        passes = (*walks.passes[:place], SLIPS[slip](one), *walks.passes[place + 1 :])
+        with pytest.raises(InternalError, match="the chunk form of other gives another"):
+            check(replace(derivation, walks=replace(walks, passes=passes)))
+    with pytest.raises(InternalError, match="gives another `o`"):
+        check(replace(derivation, walks=replace(walks, output=walks.output + 1)))
+
+
+def test_inputs_as_they_are() -> None:
+    """An input in the form that kernels take is neither copied nor converted."""
+    names = ("other_heads", "along_values", "beta", "normaliser")
+    stages = {name: walks.stages for name in names if (walks := derived(name).walks)}
+    assert stages["other_heads"].arguments == (("q", "k", "v", "g"),)
+    assert stages["along_values"].arguments == (("p", "v", "k", "g"),)
+    for name in ("other_heads", "along_values"):
+        assert stages[name].prologue is stages[name].epilogue is None, name
+    assert stages["beta"].arguments == (("q", "k", "v"),)
+    assert [each.name for each in stages["beta"].prologue.results] == ["v"]
+    assert [str(each.expression) for each in stages["normaliser"].simple] == ["v", "1"]

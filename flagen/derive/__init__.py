@@ -8,7 +8,7 @@ in NumPy, and `check` holds all of it against the spec's own meaning before any 
 
 from __future__ import annotations
 
-from flagen.analyze.recurrence import Recurrence, output_heads
+from flagen.analyze.recurrence import Recurrence, output_heads, symbol
 from flagen.derive.check import check
 from flagen.derive.derivation import FORMS, Derivation, Pass, Walks
 from flagen.derive.operands import passes_of, tensors_of
@@ -36,7 +36,9 @@ def derive(recurrence: Recurrence) -> Derivation:
     for form in spec.forms or ():
         if form in reasons:
             family = f'its family is "{recurrence.family.value}"'
-            why = f"the form `{form}` is not generated for this recurrence: {reasons[form]}; {family}"
+            why = (
+                f"the form `{form}` is not generated for this recurrence: {reasons[form]}; {family}"
+            )
             raise _refusal(recurrence, "FG302", why)
     made = tuple(form for form in FORMS if form not in reasons and form in (spec.forms or FORMS))
     left_out = "the spec's `forms` leaves it out"
@@ -77,11 +79,13 @@ def _is_plain(
     """See `Walks`. Inputs and scale are the usual ones, too."""
     inputs = [(each.name, each.axes) for each in arguments(recurrence.spec)]
     tensors = [(each.name, each.axes) for each in wanted[0] if each.name == str(each.expression)]
+    decays = [symbol(each.name) for each in recurrence.spec.inputs if each.value is not None]
     return (
         inputs == tensors == [("q", _QK), ("k", _QK), ("v", ("T", "H", "V"))]
         and len(wanted[0]) == 3
         and [one.axes for one in passes] == [recurrence.states[0].axes]
         and passes[0].operands.inclusive
+        and passes[0].operands.log_decay in (0, *decays)
         and passes[0].scaled
         and unparse(recurrence.spec.scale) == "K**-0.5"
     )

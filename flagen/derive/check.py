@@ -32,15 +32,14 @@ def check(derivation: Derivation) -> None:
     """Raise InternalError unless the walks give the outputs and gradients that the spec means."""
     if derivation.walks is None:
         return
+    spec = derivation.recurrence.spec
     with np.errstate(all="ignore"):
-        pairs = list(_pairs(derivation, derivation.walks))
-    for name, expected, found in pairs:
-        finite = np.isfinite(expected)
-        if not np.allclose(expected[finite], found[finite], rtol=1e-6, atol=1e-6):
-            spec = derivation.recurrence.spec
-            raise InternalError(
-                f"the chunk form of {spec.name} gives another `{name}` than its statements"
-            )
+        for name, expected, found in _pairs(derivation, derivation.walks):
+            finite = np.isfinite(expected)
+            if not np.allclose(expected[finite], found[finite], rtol=1e-6, atol=1e-6):
+                raise InternalError(
+                    f"the chunk form of {spec.name} gives another `{name}` than its statements"
+                )
 
 
 def _pairs(derivation: Derivation, walks: Walks) -> Iterator[_Pair]:
@@ -149,7 +148,10 @@ def _gradients(
         axes = (-1,) if operands.level is Level.KEY else (-1, -2)
         once = walk_in_chunks(walks.forward, tensors, chunks, initial)
         anchors = {t: np.sum(once.ends[t] * s, axes) for t, s in walked[Role.DV].ends.items()}
-        read, wrote = tensors[Role.Q] * walked[Role.DQ].result, tensors[Role.K] * walked[Role.DK].result
+        read, wrote = (
+            tensors[Role.Q] * walked[Role.DQ].result,
+            tensors[Role.K] * walked[Role.DK].result,
+        )
         if operands.level is Level.SCALAR:
             read, wrote = read.sum(-1), wrote.sum(-1)
         wanted = differences(
@@ -157,7 +159,9 @@ def _gradients(
         )
         yield "dg", wanted.reshape(read.shape), gate_gradient(read, wrote, anchors, chunks)
     if chunks.bonus is not None:
-        wanted = differences(chunks.bonus, lambda x: loss(tensors, replace(chunks, bonus=x), initial))
+        wanted = differences(
+            chunks.bonus, lambda x: loss(tensors, replace(chunks, bonus=x), initial)
+        )
         own = np.sum(tensors[Role.DO] * tensors[Role.V], -1, keepdims=True) * chunks.scale
         found = np.sum(own * tensors[Role.Q] * tensors[Role.K], 0)
         yield "du", wanted[..., 0], found

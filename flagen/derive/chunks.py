@@ -77,7 +77,7 @@ def walk_in_chunks(walk: Walk, tensors: dict[Role, Array], chunks: Chunks, state
         added = np.einsum("jhk,jhv,jhkv->hkv", k[c], v[c], np.exp(write))
         x = np.exp(G[-1]) * x + (scale * added if walk.reverse else added)
         if not walk.reverse:
-            x_last = np.einsum("hk,hv,hkv->hkv", k[c.stop-1], v[c.stop-1], np.exp(write[-1]))
+            x_last = np.einsum("hk,hv,hkv->hkv", k[c.stop - 1], v[c.stop - 1], np.exp(write[-1]))
             ends[c.stop] = np.swapaxes(x - x_last, -1, -2) if walk.transposed else x - x_last
     return Walked(result, own, np.swapaxes(x, -1, -2) if walk.transposed else x, ends)
 

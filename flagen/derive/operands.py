@@ -126,7 +126,9 @@ def _factors(state: StateRecurrence) -> Iterator[tuple[sympy.Expr, str]]:
 def _operands(recurrence: Recurrence, read: Read, write: Write) -> Operands:
     """The operands of one walk, by its own decay alone; timing and bonus are not known yet."""
     state = _state_of(recurrence, read)
-    key, value = (write.key, write.value) if read.axis == state.axes[0] else (write.value, write.key)
+    key, value = (
+        (write.key, write.value) if read.axis == state.axes[0] else (write.value, write.key)
+    )
     log = sympy.Add(*(log for _, log in state.decay.parts))
     if read.axis and read.axis in dict(state.decay.parts):
         level = Level.KEY

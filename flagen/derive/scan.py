@@ -43,14 +43,14 @@ _Pair = tuple[str, Array, Array]  # a name, what it should be, and what the chun
 class Scan:
     """The canonical operands of scans, one per state: injections and log decays.
 
-    `axes` are those of every state, with the heads of the output first. `output` is an expression
+    `axes` are those of the states, with the heads of the output first. `output` is an expression
     over inputs and the states after the update, for which `reads` stand.
     """
 
     injections: tuple[sympy.Expr, ...]
     log_decays: tuple[sympy.Expr, ...]
     reads: tuple[sympy.Symbol, ...]
-    axes: tuple[str, ...]
+    axes: tuple[tuple[str, ...], ...]
     output: sympy.Expr
     stages: Stages
 
@@ -60,15 +60,13 @@ def scan_of(recurrence: Recurrence, token: TokenLevel) -> Scan | str | None:
     states, reads = recurrence.states, {read.state: read for read in recurrence.reads}
     if recurrence.family is not Family.SCAN or any(read.axis for read in recurrence.reads):
         return None
-    if len({state.axes for state in states}) > 1:
-        return f"{' and '.join(f'`{state.name}`' for state in states)} have different axes"
     for state in states:
         if state.name not in reads:
             return f"`{state.name}` is never read"
     for read in recurrence.reads:
         if not read.updated:
             return f"`{recurrence.output}` reads `{read.state}` before the update"
-    axes = (*output_heads(recurrence.spec), *states[0].axes)
+    axes = tuple((*output_heads(recurrence.spec), *state.axes) for state in states)
     output = recurrence.epilogue
     if output is None:
         terms = (read.coefficient * read.symbol for read in recurrence.reads)
@@ -77,10 +75,10 @@ def scan_of(recurrence: Recurrence, token: TokenLevel) -> Scan | str | None:
     log_decays = tuple(sympy.Add(*(log for _, log in state.decay.parts)) for state in states)
     symbols = tuple(reads[state.name].symbol for state in states)
     wanted = tuple(
-        (Wanted("x", x, ("T", *axes)), Wanted("g", g, ("T", *axes)))
-        for x, g in zip(injections, log_decays, strict=True)
+        (Wanted("x", x, ("T", *each)), Wanted("g", g, ("T", *each)))
+        for x, g, each in zip(injections, log_decays, axes, strict=True)
     )
-    results = {str(symbol): ("T", *axes) for symbol in symbols}
+    results = {str(symbol): ("T", *each) for symbol, each in zip(symbols, axes, strict=True)}
     stages = stages_of(
         recurrence, wanted, results, output, output_axes(token.step, recurrence.output)
     )
@@ -147,14 +145,14 @@ def check_scan(
 
     Neither `size` nor `segment` divides the 7 tokens of the check.
     """
+    name = recurrence.spec.name
     with np.errstate(all="ignore"):
-        pairs = list(_pairs(recurrence, token, scan, size, segment))
-    for name, expected, found in pairs:
-        finite = np.isfinite(expected)
-        if not np.allclose(expected[finite], found[finite], rtol=1e-6, atol=1e-6):
-            raise InternalError(
-                f"the scan of {recurrence.spec.name} gives another `{name}` than its statements"
-            )
+        for what, expected, found in _pairs(recurrence, token, scan, size, segment):
+            finite = np.isfinite(expected)
+            if not np.allclose(expected[finite], found[finite], rtol=1e-6, atol=1e-6):
+                raise InternalError(
+                    f"the scan of {name} gives another `{what}` than its statements"
+                )
 
 
 def _pairs(
@@ -164,15 +162,17 @@ def _pairs(
     rng = np.random.default_rng(0)
     arrays, initial = sample(spec, small_sizes(spec), rng)
     output, final = run(spec, arrays, initial)
-    sequence, axes = Sequence.of(spec, arrays), ("T", *scan.axes)
-    shape, reads = [sequence.sizes[axis] for axis in axes], {}
+    sequence, reads = Sequence.of(spec, arrays), {}
 
-    def value(expression: sympy.Expr) -> Array:
+    def value(expression: sympy.Expr, axes: tuple[str, ...]) -> Array:
         named = value_of(expression, sequence.inputs, sequence.sizes)
+        shape = [sequence.sizes[axis] for axis in axes]
         return np.broadcast_to(named.over(axes), shape).copy()
 
     for n, (name, state) in enumerate(initial.items()):
-        x, g, do = value(scan.injections[n]), value(scan.log_decays[n]), rng.standard_normal(shape)
+        axes = ("T", *scan.axes[n])
+        x, g = value(scan.injections[n], axes), value(scan.log_decays[n], axes)
+        shape, do = x.shape, rng.standard_normal(x.shape)
         group = x[0].size // state.size  # heads of the output that share a state
         start = np.repeat(state.reshape(-1, shape[-1]), group, 0).reshape(shape[1:])
         h, last, saved = scan_in_tiles(x, g, start, size, segment)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import count
 
 import sympy
 
-from flagen.analyze.recurrence import Recurrence, is_feature, output_heads
+from flagen.analyze.recurrence import Recurrence, output_heads
 from flagen.derive.pointwise import Axes, Pointwise, Result, pointwise_program
 from flagen.derive.token import arguments
 from flagen.parse.spec import Tensor
@@ -83,8 +83,9 @@ def stages_of(
     constants = {each.name: each.axes for each in spec.inputs if each.value is not None}
     tensors = inputs | constants
     every = [each for one in wanted for each in one]
-    if reason := _obstacle([each.expression for each in every], output, tensors, features):
-        return reason
+    for each in every:
+        if not each.expression.is_number and not _symbols(each.expression) & tensors.keys():
+            return f"`{each.expression}` depends on no input"
     gates, like = gates_of(recurrence), like_of(recurrence, features).name
     # What two results hold may cancel in a quotient and its slopes: it must not be rounded before.
     wide = recurrence.epilogue is not None and len(results) > 1
@@ -100,7 +101,9 @@ def stages_of(
         made = Result(recurrence.output, output, ("T", *heads, *features), like)
         epilogue = pointwise_program(spec.name, "epilogue", (made,), {**results, **tensors})
     later = set(_tensors(epilogue))
-    whole = {str(each.expression) for each in every if inputs.get(str(each.expression)) == each.axes}
+    whole = {
+        str(each.expression) for each in every if inputs.get(str(each.expression)) == each.axes
+    }
     made: list[Result] = []
 
     def tensor(each: Wanted) -> str:
@@ -129,23 +132,8 @@ def _is_simple(result: Result, inputs: Mapping[str, Axes]) -> bool:
     return bool(result.expression.is_number) or whole
 
 
-def _obstacle(
-    made: Iterable[sympy.Expr], output: sympy.Expr, tensors: Mapping[str, Axes], features: Axes
-) -> str | None:
-    """What a pointwise stage cannot take."""
-    if len(features) > 1:
-        return f"the output has the axes {' and '.join(features)}, and chunks make one"
-    outer = {axis for axes in tensors.values() for axis in axes if not is_feature(axis)}
-    for each in (*made, output):
-        symbols = sorted(map(str, each.free_symbols))
-        for symbol in symbols:
-            if sum(map(is_feature, tensors.get(symbol, ()))) > 1:
-                return f"`{symbol}` has more than one axis beside time and heads"
-            if symbol in outer:
-                return f"a number of tokens or heads, `{symbol}`, stands in `{each}`"
-        if each is not output and not each.is_number and not tensors.keys() & set(symbols):
-            return f"`{each}` depends on no input"
-    return None
+def _symbols(expression: sympy.Expr) -> set[str]:
+    return set(map(str, expression.free_symbols))
 
 
 def _tensors(stage: Pointwise | None) -> list[str]:

@@ -40,17 +40,17 @@ BACKWARD = TileTable(
 )
 STATES = TileTable(
     "states",
-    half=(Tile(256, 64, 64, 64, 4, 3, least=64),),
+    half=(Tile(256, 64, 64, 128, 4, 3, least=64),),
     single=(Tile(256, 16, 64, 64, 4, 2),),
 )
 OUT = TileTable(
     "out",
-    half=(Tile(256, 64, 64, 128, 4, 2, least=64),),
+    half=(Tile(256, 64, 64, 64, 4, 1, least=64),),
     single=(Tile(256, 16, 64, 64, 4, 2),),
 )
 GRAD = TileTable(
     "grad",
-    half=(Tile(256, 64, 64, 64, 4, 2, least=64),),
+    half=(Tile(256, 64, 64, 128, 4, 2, least=64),),
     single=(Tile(256, 16, 64, 64, 4, 2),),
 )
 CHANNEL_FORWARD = TileTable(

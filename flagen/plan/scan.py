@@ -10,9 +10,8 @@ ROWS = 128
 """Tokens in a tile. The states between tiles, saved for the backward, are 2 / ROWS as many bytes as
 a tensor of two-byte elements."""
 
-PARTS = 4
-"""Programs that sum up a segment. Few segments read few tokens twice, and their sums alone would
-leave multiprocessors idle."""
+PARTS = 1
+"""Programs that sum up a segment."""
 
 LEAST_SEGMENT = 512
 """Tokens below which a segment is not worth its sum."""
@@ -53,8 +52,8 @@ SCAN = ScanModule(
     ),
     tiles=(),
     scan_tiles=(
-        ("fwd", ScanTile(8, 64, 4, 3), ScanTile(8, 32, 4, 3)),
+        ("fwd", ScanTile(16, 64, 4, 3), ScanTile(8, 32, 4, 3)),
         ("bwd", ScanTile(8, 64, 8, 3), ScanTile(8, 32, 4, 3)),
-        ("sum", ScanTile(8, 64, 4, 3), ScanTile(8, 32, 4, 3)),
+        ("sum", ScanTile(16, 64, 4, 4), ScanTile(8, 32, 4, 3)),
     ),
 )

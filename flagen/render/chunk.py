@@ -83,7 +83,9 @@ def _joined(texts: list[Block], last: Block) -> Block:
 
 def _result_docs(signature: Signature) -> list[str]:
     states = [f"[N, {', '.join(signature.state_axes(state))}]" for state in signature.spec.state]
-    output = f"{signature.output}, [{signature.output_shape()}] in the dtype of {signature.like.name}"
+    output = (
+        f"{signature.output}, [{signature.output_shape()}] in the dtype of {signature.like.name}"
+    )
     if len(states) == 1:
         return [f"{output}, and the final state,", f"{states[0]} in float32, or None."]
     return [f"{output}, and the final states,", f"({', '.join(states)}) in float32, or None."]

@@ -31,7 +31,9 @@ def prepared(spec: Spec, stages: Stages, first: str, prologue: PointwiseText | N
         shape = ", ".join(f'sizes["{axis}"]' for axis in ("B", *result.axes))
         single = result.like == "float32"
         like, dtype = (first, ", dtype=torch.float32") if single else (result.like, "")
-        number = int(result.expression) if result.expression.is_Integer else float(result.expression)
+        number = (
+            int(result.expression) if result.expression.is_Integer else float(result.expression)
+        )
         lines.append(f"{result.name} = {like}.new_full(({shape}), {number!r}{dtype})")
     return lines
 
@@ -161,7 +163,7 @@ class Body:
         else:
             code = ".transpose(-1, -2)" if self._is_exchanged(one) else ""
         alone = "" if output_heads(self.spec) else ".unsqueeze(1)"
-        return f'{code}{alone}{to_heads(self.spec, "-1, -1")}'
+        return f"{code}{alone}{to_heads(self.spec, '-1, -1')}"
 
     def _from_walk(self, one: Pass) -> str:
         """What makes the caller's state of a walk's."""

@@ -82,9 +82,9 @@ def scan_context(derivation: Derivation, module: ScanModule) -> ScanModuleContex
         parts=PARTS,
         channels=forward.channels,
         least_segment=LEAST_SEGMENT,
-        sizes=f"B, T, {', '.join(scan.axes)} = x.shape",
-        axes=", ".join(scan.axes),
-        size=" * ".join(scan.axes),
+        sizes=f"B, T, {', '.join(scan.axes[0])} = x.shape",
+        axes=", ".join(scan.axes[0]),
+        size=" * ".join(scan.axes[0]),
         imports=Block(tuple(stage_imports(made))),
         host=Block.of("\n\n\n".join("\n".join(stage.host.lines) for stage in made)),
         state_type=signature.state_type,
@@ -100,7 +100,11 @@ def scan_context(derivation: Derivation, module: ScanModule) -> ScanModuleContex
 
 
 def _body(
-    spec: Spec, scan: Scan, first: str, prologue: PointwiseText | None, epilogue: PointwiseText | None
+    spec: Spec,
+    scan: Scan,
+    first: str,
+    prologue: PointwiseText | None,
+    epilogue: PointwiseText | None,
 ) -> list[str]:
     """The statements from checked arguments to the results."""
     lines, final = prepared(spec, scan.stages, first, prologue), []
@@ -113,7 +117,9 @@ def _body(
             lines.append(f"{taken} = None if {given} is None else {given}{spread}")
         last = "ht" if alone else f"{state.name}_out"
         result = str(read) if epilogue else output
-        lines.append(f"{result}, {last}, _ = _chunk({x}, {g}, {taken}, cu_seqlens, output_final_state, L)")
+        lines.append(
+            f"{result}, {last}, _ = _chunk({x}, {g}, {taken}, cu_seqlens, output_final_state, L)"
+        )
         final.append(last + from_heads(spec))
     lines += [epilogue.call] if epilogue else []
     states = final[0] if alone else f"({', '.join(final)})"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_token import OPERATORS, draw
+from test_forms import OPERATORS, draw
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poison")]
 

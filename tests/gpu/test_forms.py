@@ -1,4 +1,4 @@
-"""Token-level forms on a GPU: every operator's output, states and gradients against float64."""
+"""Every form of every operator on a GPU: output, states and gradients against float64."""
 
 from __future__ import annotations
 
@@ -29,12 +29,16 @@ OPERATORS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "hgrn": (dict(x="BTV", g="BTV"), ("BV",)),
     "hgrn2": (dict(q="BTHK", g="BTHK", v="BTHV"), STATE),
     "kda": (dict(q="BTGK", k="BTGK", v="BTHV", g="BTHK", beta="BTH"), STATE),
+    "linear_attn": (dict(q="BTHK", k="BTHK", v="BTHV"), STATE),
     "linear_attn_normalized": (dict(q="BTHK", k="BTHK", v="BTHV"), ("BHKV", "BHK")),
     "oja": (dict(q="BTHK", k="BTHK", v="BTHV", gv="BTHV", beta="BTH"), STATE),
     "rwkv6": (dict(r="BTHK", k="BTHK", v="BTHV", w="BTHK", u="HK"), STATE),
     "rwkv7": (dict(r="BTHK", w="BTHK", k="BTHK", v="BTHV", a="BTHK", b="BTHK"), STATE),
     "simple_gla": (dict(q="BTHK", k="BTHK", v="BTHV", g="BTH"), STATE),
 }
+CHUNKED = ("gla", "hgrn", "hgrn2", "linear_attn", "linear_attn_normalized", "rwkv6", "simple_gla")
+FORMS = [(op, "fused_recurrent") for op in OPERATORS]
+FORMS += [(op, form) for op in CHUNKED for form in ("chunk", "fused_chunk")]
 DECAYS, UNIT, POSITIVE = {"g", "gv"}, {"k", "p", "a", "b"}, {"beta"}
 
 # (B, T, key heads, value heads, K, V, bounds of packed sequences)
@@ -42,6 +46,7 @@ SHAPES = [
     (2, 130, 2, 4, 64, 64, None),
     (1, 77, 1, 2, 60, 100, None),
     (1, 200, 2, 2, 128, 64, (0, 0, 1, 90, 200, 200)),
+    (1, 1200, 1, 1, 128, 256, (0, 3, 1199, 1200)),
 ]
 
 
@@ -79,8 +84,8 @@ def run(form: Callable[..., Any], x: dict[str, Any], dtype: torch.dtype | None) 
 @pytest.mark.parametrize("strength", [0.1, 20.0], ids=["weak", "strong"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("op", OPERATORS)
-def test_fused_recurrent(op: str, dtype: torch.dtype, shape: tuple, strength: float) -> None:
+@pytest.mark.parametrize(("op", "form"), FORMS, ids=lambda x: x)
+def test_form(op: str, form: str, dtype: torch.dtype, shape: tuple, strength: float) -> None:
     """At most twice the error of naive in the same dtype, or the dtype's floor."""
     inputs, states = OPERATORS[op]
     B, T, G, H, K, V, bounds = shape
@@ -99,10 +104,10 @@ def test_fused_recurrent(op: str, dtype: torch.dtype, shape: tuple, strength: fl
     x["states"] = [torch.rand(s, device="cuda") for s in shapes]
     x["dstates"] = [torch.randn(s, device="cuda") for s in shapes]
     module = importlib.import_module(f"generated.{op}")
-    form, naive = getattr(module, f"fused_recurrent_{op}"), getattr(module, f"naive_{op}")
+    function, naive = getattr(module, f"{form}_{op}"), getattr(module, f"naive_{op}")
     width = [size[a] for a in ("BTHV" if op != "hgrn" else "BTV")]
     x["do"] = torch.randn(width, device="cuda").to(dtype)
-    exact, same, actual = run(naive, x, torch.float64), run(naive, x, None), run(form, x, None)
+    exact, same, actual = run(naive, x, torch.float64), run(naive, x, None), run(function, x, None)
     for name, wanted in exact.items():
         norm = wanted.double().norm().clamp_min(1e-6 * wanted.numel() ** 0.5)
         found, reference = (
@@ -110,7 +115,7 @@ def test_fused_recurrent(op: str, dtype: torch.dtype, shape: tuple, strength: fl
         )
         bound = max(2 * reference, floor(dtype))
         if path := os.environ.get("FLAGEN_ERROR_TABLE"):
-            row = dict(op=op, form="fused_recurrent", shape=str(shape), dtype=str(dtype)[6:])
+            row = dict(op=op, form=form, shape=str(shape), dtype=str(dtype)[6:])
             row |= dict(tensor=name, strength=strength, error=found, bound=bound)
             with Path(path).open("a", encoding="utf-8") as table:
                 table.write(json.dumps(row) + "\n")
