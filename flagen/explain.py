@@ -6,7 +6,10 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+
+import sympy
 
 from flagen import floor, formulas
 from flagen.analyze.recurrence import (
@@ -19,7 +22,7 @@ from flagen.analyze.recurrence import (
     output_heads,
     state_heads,
 )
-from flagen.derive.derivation import FORMS, Derivation
+from flagen.derive.derivation import FORMS, Derivation, Walks
 from flagen.derive.outer_product import ADJOINT
 from flagen.diagnostics import FlagenError
 from flagen.parse.expression import unparse
@@ -61,6 +64,7 @@ def explain(spec: str | Path, shape: Mapping[str, int], dtype: str, in_latex: bo
         ("Normal form", _normal_form(recurrence, in_latex)),
         ("Forms", _forms(derivation, refusal)),
         *_chunk_sections(recurrence),
+        *_walk_sections(derivation),
         ("Relied on", _obligations(recurrence)),
         (_floor_title(recurrence, shape, dtype), _floor(recurrence, shape, dtype)),
     ]
@@ -157,6 +161,32 @@ def _chunk_sections(recurrence: Recurrence) -> Iterator[tuple[str, Iterator[str]
     (state,) = recurrence.states
     yield f"In chunks of C = {floor.CHUNK} tokens", _chunk_form(recurrence, state)
     yield "Gradients", _gradients(recurrence, state)
+
+
+def _walk_sections(derivation: Derivation | None) -> Iterator[tuple[str, Iterator[str]]]:
+    """The walks, for what is more than one of them between inputs and output."""
+    if derivation is not None and derivation.walks and not _is_plain(derivation.recurrence):
+        yield "In walks", _walks(derivation.recurrence, derivation.walks)
+
+
+def _walks(recurrence: Recurrence, walks: Walks) -> Iterator[str]:
+    known = tuple((str(one.result), ("T",)) for one in walks.passes)
+    recurrence = replace(recurrence, axes=(*recurrence.axes, *known))
+
+    def words(expression: sympy.Expr) -> str:
+        return formulas.in_words(recurrence, expression)
+
+    for one in walks.passes:
+        operands = one.operands
+        pairs = [("q", operands.query), ("k", operands.key), ("v", operands.value)]
+        pairs += [("g", operands.log_decay)] * operands.gated
+        pairs += [("u", operands.bonus)] * (operands.bonus is not None)
+        given = ", ".join(f"{name} = {words(value)}" for name, value in pairs)
+        scale = "scale " if one.scaled else ""
+        yield from _labelled(f"{one.result}", f"{scale}walk({given}) over `{one.state}`")
+    if not walks.passes[0].operands.inclusive:
+        yield "Walks read the state before the token's own write."
+    yield from _labelled(recurrence.output, words(walks.output))
 
 
 def _is_plain(recurrence: Recurrence) -> bool:

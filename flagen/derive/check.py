@@ -1,12 +1,12 @@
-"""The self-check of `derive`: the chunk forms against the spec's step-by-step meaning, and the
-adjoint of every walk against central differences of it.
+"""The self-check of `derive`: walks against the spec's own meaning, adjoints against slopes.
 
-The pointwise stages around the walks were checked where they were made.
+Outputs and final states are compared with those of the statements, step by step, and the adjoint of
+every walk with central differences. The stages around the walks were checked where they were made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -135,12 +135,15 @@ def _gradients(
         d_output = np.sum((walked.result + walked.own) * tensors[Role.DO])
         return float(d_output + np.sum(walked.state * d_final))
 
+    def of_tensor(role: Role) -> Callable[[Array], float]:
+        return lambda x: loss(tensors | {role: x}, chunks, initial)
+
     walked: dict[Role, Walked] = {}
     for walk in walks.adjoint:
         entering = d_final if walk.reverse else initial
         found = walked[walk.result] = walk_in_chunks(walk, tensors, chunks, entering)
         of = Role(walk.result.value.removeprefix("d"))
-        wanted = differences(tensors[of], lambda x, of=of: loss(tensors | {of: x}, chunks, initial))
+        wanted = differences(tensors[of], of_tensor(of))
         yield walk.result.value, wanted, found.result + found.own
     wanted = differences(initial, lambda x: loss(tensors, chunks, x))
     yield "the initial state's gradient", wanted, walked[Role.DV].state
@@ -148,16 +151,13 @@ def _gradients(
         axes = (-1,) if operands.level is Level.KEY else (-1, -2)
         once = walk_in_chunks(walks.forward, tensors, chunks, initial)
         anchors = {t: np.sum(once.ends[t] * s, axes) for t, s in walked[Role.DV].ends.items()}
-        read, wrote = (
-            tensors[Role.Q] * walked[Role.DQ].result,
-            tensors[Role.K] * walked[Role.DK].result,
-        )
+        reads, writes = (_apart(walked[d], tensors[x]) for d, x in _GATED)
         if operands.level is Level.SCALAR:
-            read, wrote = read.sum(-1), wrote.sum(-1)
+            reads, writes = reads.sum(-1), writes.sum(-1)
         wanted = differences(
             chunks.log_decay, lambda x: loss(tensors, replace(chunks, log_decay=x), initial)
         )
-        yield "dg", wanted.reshape(read.shape), gate_gradient(read, wrote, anchors, chunks)
+        yield "dg", wanted.reshape(reads.shape[1:]), gate_gradient(reads, writes, anchors, chunks)
     if chunks.bonus is not None:
         wanted = differences(
             chunks.bonus, lambda x: loss(tensors, replace(chunks, bonus=x), initial)
@@ -165,3 +165,11 @@ def _gradients(
         own = np.sum(tensors[Role.DO] * tensors[Role.V], -1, keepdims=True) * chunks.scale
         found = np.sum(own * tensors[Role.Q] * tensors[Role.K], 0)
         yield "du", wanted[..., 0], found
+
+
+_GATED = ((Role.DQ, Role.Q), (Role.DK, Role.K))
+
+
+def _apart(walked: Walked, x: Array) -> Array:
+    """The product of x and its gradient, from the entering state and from the chunk's tokens."""
+    return np.stack([x * walked.from_state, x * (walked.result - walked.from_state)])

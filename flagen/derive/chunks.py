@@ -31,19 +31,23 @@ class Chunks:
 class Walked:
     """The result of a walk, [T, H, ·], without what tokens give to themselves, and that.
 
-    `state`, [H, K, V], is what the walk leaves; `ends` what it had at each chunk's
-    end: forward without what the last token writes.
+    `from_state` is the part of the result that comes from the states that enter chunks. `state`,
+    [H, K, V], is what the walk leaves. `ends`, by the token after a chunk, is the state that enters
+    it; forward decayed by the whole chunk.
     """
 
     result: Array
+    from_state: Array
     own: Array
     state: Array
     ends: dict[int, Array]
 
 
 def walk_in_chunks(walk: Walk, tensors: dict[Role, Array], chunks: Chunks, state: Array) -> Walked:
-    """One walk. With G the inclusive sum of log decays in a chunk and R what a read has seen of it,
-    G or G without its own token's, the state reaches read i by exp(R_i), write j reaches the end by
+    """One walk.
+
+    With G the inclusive sum of log decays in a chunk and R what a read has seen of it, G or G
+    without its own token's, the state reaches read i by exp(R_i), write j reaches the end by
     exp(G_last - G_j), and read i by exp(R_i - G_j). In reverse the same from the other side.
     """
     q, k, v = (tensors[role] for role in (walk.query, walk.key, walk.value))
@@ -53,7 +57,8 @@ def walk_in_chunks(walk: Walk, tensors: dict[Role, Array], chunks: Chunks, state
         u = None if u is None else np.swapaxes(u, -1, -2)
     tokens, size, scale = q.shape[0], chunks.size, chunks.scale
     g = np.broadcast_to(g, (tokens, *x.shape))
-    result, own, ends = np.zeros(v.shape), np.zeros(v.shape), {}
+    result, from_state, own = (np.zeros(v.shape) for _ in range(3))
+    ends = {}
     starts = range(0, tokens, size)
     for start in reversed(starts) if walk.reverse else starts:
         c = slice(start, min(start + size, tokens))
@@ -65,35 +70,36 @@ def walk_in_chunks(walk: Walk, tensors: dict[Role, Array], chunks: Chunks, state
         if walk.reverse:
             reach, D = reach.T, np.swapaxes(D, 0, 1)
         D = np.exp(np.where(reach[..., None, None, None], D, -np.inf))
-        if walk.reverse:
-            ends[c.stop] = np.swapaxes(x, -1, -2) if walk.transposed else x
+        entered = x if walk.reverse else np.exp(G[-1]) * x
+        ends[c.stop] = np.swapaxes(entered, -1, -2) if walk.transposed else entered
         inter = np.einsum("ihk,hkv,ihkv->ihv", q[c], x, np.exp(read))
         result[c] = scale * np.einsum("ihk,jhk,jhv,ijhkv->ihv", q[c], k[c], v[c], D)
-        result[c] += inter if walk.reverse else scale * inter
+        from_state[c] = inter if walk.reverse else scale * inter
+        result[c] += from_state[c]
         if chunks.inclusive or u is not None:
             weight = 1.0 if u is None else u
             weight = np.broadcast_to(weight, x.shape)
             own[c] = scale * np.einsum("ihk,ihk,ihv,hkv->ihv", q[c], k[c], v[c], weight)
         added = np.einsum("jhk,jhv,jhkv->hkv", k[c], v[c], np.exp(write))
         x = np.exp(G[-1]) * x + (scale * added if walk.reverse else added)
-        if not walk.reverse:
-            x_last = np.einsum("hk,hv,hkv->hkv", k[c.stop - 1], v[c.stop - 1], np.exp(write[-1]))
-            ends[c.stop] = np.swapaxes(x - x_last, -1, -2) if walk.transposed else x - x_last
-    return Walked(result, own, np.swapaxes(x, -1, -2) if walk.transposed else x, ends)
+    return Walked(result, from_state, own, np.swapaxes(x, -1, -2) if walk.transposed else x, ends)
 
 
-def gate_gradient(read: Array, wrote: Array, ends: dict[int, Array], chunks: Chunks) -> Array:
-    """The gradient of a log decay, [T, H, D], as `gate_bwd` computes it.
+def gate_gradient(dq: Array, dk: Array, ends: dict[int, Array], chunks: Chunks) -> Array:
+    """The gradient of a log decay, [T, H, D], as `outer_product` has it.
 
-    `read` is q dq and `wrote` k dk, both without what tokens give to themselves; `ends` the product
-    of the states of both walks at the end of every window, by token.
+    `dq` and `dk`, [2, T, H, D], are q dq and k dk without what tokens give to themselves: from the
+    state that enters a chunk, and from its other tokens. `ends` is, by the token after a chunk, the
+    product of the states that enter it on both sides, decayed by the whole chunk.
     """
-    result = np.zeros(read.shape)
+    result = np.zeros(dq.shape[1:])
     start = 0
     for stop in sorted(ends):
-        total = ends[stop]
-        for t in reversed(range(start, stop)):
-            total = total + read[t] - (wrote[t] if t + 1 < stop else 0)
-            result[t] = total if chunks.inclusive else total - read[t]
+        c = slice(start, stop)
+        reads, writes = dq[0, c] + dq[1, c], dk[1, c]
+        result[c] = np.cumsum((reads - writes)[::-1], 0)[::-1]
+        result[c] += np.cumsum(dk[0, c], 0) - dk[0, c] + ends[stop]
+        if not chunks.inclusive:
+            result[c] -= reads
         start = stop
     return result

@@ -77,9 +77,9 @@ class Pass:
     """One walk of the chunk forms: what one read of a state sees of one of its writes.
 
     `axes` are those of keys and values: the axis of the state that the read sums over and the one
-    that it keeps; "" is an axis of size 1, which a vector lacks. `result` stands for what is read in
-    `Walks.output`, and has the factor `scale` if the pass is `scaled`. Of all passes over a
-    state, one per read starts from its `initial` value, and one per write ends in a part of its
+    that it keeps; "" is an axis of size 1, which a vector lacks. `result` stands for what is read
+    in `Walks.output`; it has the factor `scale` if the pass is `scaled`. Of all passes over a
+    state, one per read starts from its `initial` value, and one per write leaves a part of its
     `final` one.
     """
 
@@ -96,8 +96,8 @@ class Pass:
 class Walks:
     """The chunk forms of outer products: passes between stages, each by the walk `forward`.
 
-    `output` is an expression over inputs and what the passes read. `plain`: there is one pass, on q,
-    k and v as they are, with a decay that is constant or none.
+    `output` is an expression over inputs and what the passes read. `plain`: there is one pass, on
+    q, k and v as they are, with a decay that is constant or none.
     """
 
     passes: tuple[Pass, ...]

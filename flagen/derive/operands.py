@@ -37,7 +37,7 @@ _LEVELS = (Level.NONE, Level.CONSTANT, Level.SCALAR, Level.KEY)
 
 
 def passes_of(recurrence: Recurrence) -> tuple[tuple[Pass, ...], sympy.Expr] | str:
-    """The passes, and the output over inputs and their results; else why there are none, in words."""
+    """The passes, and the output over inputs and their results; or why there are none, in words."""
     if reason := _obstacle(recurrence):
         return reason
     bonus = _bonus(recurrence)
@@ -96,8 +96,8 @@ def _obstacle(recurrence: Recurrence) -> str | None:
             summed, kept = _axes(state, read)
             if kept and kept in dict(state.decay.parts):
                 return (
-                    f"`{recurrence.output}` keeps the axis {kept} of `{state.name}`, along which the decay"
-                    " varies: chunks take decays along the axis that a read sums over"
+                    f"`{recurrence.output}` keeps the axis {kept} of `{state.name}`, along which"
+                    " the decay varies: chunks take decays along the axis that a read sums over"
                 )
             for operand, axis in ((read.query, summed), *_factors(state)):
                 if feature_axes(operand, axes) - {axis}:
@@ -141,7 +141,7 @@ def _operands(recurrence: Recurrence, read: Read, write: Write) -> Operands:
 
 
 def _on_one_level(recurrence: Recurrence, passes: list[Pass]) -> tuple[Pass, ...]:
-    """The passes with the most general of their decays, since one set of kernels runs all of them."""
+    """The passes with the most general of their decays: one set of kernels runs all of them."""
     level = max((each.operands.level for each in passes), key=_LEVELS.index)
     logs = {each.operands.log_decay for each in passes}
     if not passes[0].operands.inclusive:  # only the walk by channel reads before the update
@@ -161,7 +161,7 @@ def _in_kernels(recurrence: Recurrence, log: sympy.Expr) -> bool:
 
 
 def _unscaled(recurrence: Recurrence, with_rest: bool) -> tuple[sympy.Expr, set[Read]]:
-    """The output over reads, without the factors `scale` that walks can apply, and to which reads."""
+    """The output over reads, without the factors `scale` that walks can apply; and to which."""
     output, scaled = recurrence.epilogue, set()
     if output is None:
         terms = [read.coefficient * read.symbol for read in recurrence.reads]
@@ -202,5 +202,5 @@ def _contracted(recurrence: Recurrence, expression: sympy.Expr, axis: str) -> sy
 def _names(recurrence: Recurrence) -> Iterator[sympy.Symbol]:
     """Names for what passes read."""
     spec = recurrence.spec
-    taken = {each.name for each in (*spec.inputs, *spec.state)}
+    taken = {each.name for each in spec.inputs} | {each.name for each in spec.state}
     return (symbol(name) for n in count() if (name := f"read_{n}") not in taken)

@@ -9,9 +9,9 @@ scan of the same kind from the last token to the first:
 
     dx[t] = do[t] + y[t+1]      y[t] = exp(g[t]) dx[t]      dg[t] = dx[t] (exp(g[t]) h[t-1])
 
-Injection and log decay are expressions of the inputs, and so is the output, with the states: they
-are left to pointwise stages (`stages`). The product exp(g) h[t-1] is taken as it is, and not as o[t] - x[t], of which a strong decay leaves
-no digits.
+The product exp(g) h[t-1] is taken as it is, and not as o[t] - x[t], of which a strong decay leaves
+no digits. Injection and log decay are expressions of the inputs, and so is the output, with the
+states: pointwise stages make them (`stages`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Scan:
 
 
 def scan_of(recurrence: Recurrence, token: TokenLevel) -> Scan | str | None:
-    """The operands; why there are no chunk forms, in the spec's words; None where a read is a sum."""
+    """The operands; why there are no chunk forms, in words; None where a read is a sum."""
     states, reads = recurrence.states, {read.state: read for read in recurrence.reads}
     if recurrence.family is not Family.SCAN or any(read.axis for read in recurrence.reads):
         return None
@@ -140,8 +140,7 @@ def _entering(x: Array, a: Array, state: Array, tiles: range, size: int) -> Arra
 def check_scan(
     recurrence: Recurrence, token: TokenLevel, scan: Scan, size: int = 2, segment: int = 4
 ) -> None:
-    """Raise InternalError unless tiles and segments give what the statements mean, and the adjoint
-    the slopes of that.
+    """Raise InternalError unless tiles, segments and adjoint give what the statements mean.
 
     Neither `size` nor `segment` divides the 7 tokens of the check.
     """
@@ -167,7 +166,8 @@ def _pairs(
     def value(expression: sympy.Expr, axes: tuple[str, ...]) -> Array:
         named = value_of(expression, sequence.inputs, sequence.sizes)
         shape = [sequence.sizes[axis] for axis in axes]
-        return np.broadcast_to(named.over(axes), shape).copy()
+        array: Array = np.broadcast_to(named.over(axes), shape).copy()
+        return array
 
     for n, (name, state) in enumerate(initial.items()):
         axes = ("T", *scan.axes[n])
@@ -179,16 +179,29 @@ def _pairs(
         yield name, final[name], last.reshape(-1, shape[-1])[::group].reshape(state.shape)
         reads[str(scan.reads[n])] = Named(axes, h)
         d_last = rng.standard_normal(start.shape)
-        found = adjoint_in_tiles(x, g, do, d_last, saved, size, segment)
-        operands = (x, g, start)
-        for place, what in enumerate(("dx", "dg", f"d{name}")):
-
-            def loss(varied: Array, place: int = place) -> float:
-                taken = (*operands[:place], varied, *operands[place + 1 :])
-                h, last, _ = scan_in_tiles(*taken, size, segment)
-                return float(np.sum(h * do) + np.sum(last * d_last))
-
-            yield what, differences(operands[place], loss), found[place]
-    wanted = ("T", *output_heads(spec), *output_axes(token.step, recurrence.output))
-    made = value_of(scan.output, sequence.inputs | reads, sequence.sizes).over(wanted)
+        for what, wanted, found in _slopes(x, g, start, (do, d_last, saved), size, segment):
+            yield f"d{name}" if what == "dh" else what, wanted, found
+    axes = ("T", *output_heads(spec), *output_axes(token.step, recurrence.output))
+    made = value_of(scan.output, sequence.inputs | reads, sequence.sizes).over(axes)
     yield recurrence.output, output, np.broadcast_to(made, output.shape)
+
+
+def _slopes(
+    x: Array,
+    g: Array,
+    start: Array,
+    given: tuple[Array, Array, list[Array]],
+    size: int,
+    segment: int,
+) -> Iterator[_Pair]:
+    """The gradients of a scan by central differences, and by the adjoint."""
+    do, d_last, saved = given
+
+    def loss(x: Array, g: Array, start: Array) -> float:
+        h, last, _ = scan_in_tiles(x, g, start, size, segment)
+        return float(np.sum(h * do) + np.sum(last * d_last))
+
+    dx, dg, dh = adjoint_in_tiles(x, g, do, d_last, saved, size, segment)
+    yield "dx", differences(x, lambda x: loss(x, g, start)), dx
+    yield "dg", differences(g, lambda g: loss(x, g, start)), dg
+    yield "dh", differences(start, lambda start: loss(x, g, start)), dh

@@ -1,4 +1,4 @@
-"""The pointwise stages around walks and scans: a prologue makes their tensors, an epilogue the output."""
+"""The pointwise stages around walks and scans: tensors from inputs, the output from results."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def stages_of(
 ) -> Stages | str:
     """The stages that make the tensors `wanted`, and `output` of inputs and `results`.
 
-    Or why there are none, in the spec's words. Tensors have the dtype of the output, but for decays:
-    those that are computed are float32.
+    Or why there are none, in the spec's words. Tensors have the dtype of the output, but for decays
+    that are computed: those are float32.
     """
     spec, heads = recurrence.spec, output_heads(recurrence.spec)
     inputs = {each.name: each.axes for each in spec.inputs if each.value is None}
@@ -93,17 +93,15 @@ def stages_of(
     def is_plain(each: Wanted) -> bool:
         """Whether it is an input, in a dtype that kernels take."""
         name, fixed = str(each.expression), each.name in ("g", "u")
-        right = fixed or not (wide or name in gates)
-        return right and each.expression.is_Symbol and inputs.get(name) == each.axes
+        return (fixed or not (wide or name in gates)) and inputs.get(name) == each.axes
 
     epilogue = None
     if str(output) not in results:
-        made = Result(recurrence.output, output, ("T", *heads, *features), like)
-        epilogue = pointwise_program(spec.name, "epilogue", (made,), {**results, **tensors})
+        last = Result(recurrence.output, output, ("T", *heads, *features), like)
+        epilogue = pointwise_program(spec.name, "epilogue", (last,), {**results, **tensors})
     later = set(_tensors(epilogue))
-    whole = {
-        str(each.expression) for each in every if inputs.get(str(each.expression)) == each.axes
-    }
+    named = [(str(each.expression), each.axes) for each in every]
+    whole = {name for name, axes in named if inputs.get(name) == axes}
     made: list[Result] = []
 
     def tensor(each: Wanted) -> str:

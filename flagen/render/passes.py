@@ -97,7 +97,7 @@ class Body:
 
     def _initial(self) -> list[str]:
         """Initial states as walks take them, where those are others."""
-        lines = {}
+        lines: dict[str, None] = {}
         for one in self.walks.passes:
             given, taken = self._given(one.state), self._entering(one)
             if one.initial and given != taken:

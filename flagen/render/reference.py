@@ -59,7 +59,9 @@ def reference_context(derivation: Derivation) -> ReferenceContext:
     if signature.output_shape() != ", ".join(("B", *signature.like.axes)):
         empty = f"{empty}.new_empty({signature.output_shape()})"
     scale = signature.default_scale()
-    sizes = signature.sizes("\n".join([*start, *_token(signature), *steps, *output, *scale, empty]))
+    constants = _constants(spec, signature.first)
+    lines = [*start, constants, *_token(signature), *steps, *output, *scale, empty]
+    sizes = signature.sizes("\n".join(lines))
     if chunked:
         sizes = ["B, T, H, K = q.shape", "V = v.shape[-1]"]
     many = len(states) > 1
@@ -75,7 +77,7 @@ def reference_context(derivation: Derivation) -> ReferenceContext:
         state_type=signature.state_type,
         sizes=Block(tuple(sizes)),
         default_scale=Block(tuple(scale)),
-        constants=Block.of(_constants(spec, signature.first)),
+        constants=Block.of(constants),
         start=Block(tuple(start)),
         result=signature.output,
         token=Block(tuple(_token(signature))),

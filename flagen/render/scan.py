@@ -92,7 +92,7 @@ def scan_context(derivation: Derivation, module: ScanModule) -> ScanModuleContex
         run_parameters=Block(tuple([*signature.parameters(), *scale])),
         call=signature.call(),
         argument_docs=Block(tuple(signature.docs())),
-        result=f"{signature.output}, [{signature.output_shape()}] in the dtype of {signature.like.name}",
+        result=signature.result_doc(),
         checks=Block(tuple(signature.checks())),
         first=signature.first,
         body=Block(tuple(_body(spec, scan, signature.first, *stages))),

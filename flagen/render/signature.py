@@ -65,6 +65,10 @@ class Signature:
         """The output's shape."""
         return ", ".join(["B", tokens, *output_heads(self.spec), *self.output_axes])
 
+    def result_doc(self) -> str:
+        """The output in a docstring."""
+        return f"{self.output}, [{self.output_shape()}] in the dtype of {self.like.name}"
+
     def state_axes(self, state: State) -> tuple[str, ...]:
         """A state's shape after N."""
         return (*state_heads(self.spec), *state.axes)
