@@ -114,8 +114,12 @@ def _scalar(name: str) -> DecayLines:
             "# a sum's rounding is an error of the decay: float32 operands need more digits\n"
             "GATE: tl.constexpr = tl.float64 if k.dtype.element_ty == tl.float32 else tl.float32\n"
             "# loaded a chunk ahead, since the loads of a walk wait for each other otherwise\n"
-            "o_g = tl.where(reverse, n_c - 1, 0) * BT + o_t\n"
-            "b_next = tl.load(g + o_g.to(tl.int64) * H, mask=(o_g >= 0) & (o_g < n_t), other=0)"
+            "o_g = tl.where(reverse, tl.cdiv(n_t, BT) - 1, 0) * BT + o_t\n"
+            "b_next = tl.load(g + o_g.to(tl.int64) * H, mask=(o_g >= 0) & (o_g < n_t), other=0)\n"
+            "# in reverse every write decays, out of the range of float16 where decays are strong\n"
+            "dtype: tl.constexpr = k.dtype.element_ty\n"
+            "WIDE: tl.constexpr = tl.float32 if reverse and dtype == tl.float16 else dtype\n"
+            "b_a = 0.0"
         ),
         in_loop=Block.of(
             f"b_g = b_next.to(GATE) * {LOG2_E}\n"
@@ -123,6 +127,7 @@ def _scalar(name: str) -> DecayLines:
             "b_next = tl.load(g + o_g.to(tl.int64) * H, mask=(o_g >= 0) & (o_g < n_t), other=0)\n"
             "b_G = tl.cumsum(b_g, 0)\n"
             "b_G_n = tl.sum(b_g, 0)\n"
+            "b_a += b_G_n.to(tl.float32)\n"
             "b_D = tl.where(reverse, b_G[None, :] - b_G[:, None], b_G[:, None] - b_G[None, :])\n"
             'b_D = tl.where(o_d >= 0, b_D.to(tl.float32), float("-inf"))\n'
             "b_D = tl.exp2(b_D) * scale\n"
