@@ -36,11 +36,6 @@ class Shape:
         """The width of an operator without heads."""
         return self.H * self.V
 
-    @property
-    def G(self) -> int:
-        """The heads of keys that all heads of values share."""
-        return 1
-
     @classmethod
     def parse(cls, text: str) -> Shape:
         """`4x2048x16x128` is B×T×H×D; a fifth number is V."""
@@ -115,18 +110,14 @@ INPUTS = {
 # Where an operator differs from the table above.
 INPUTS_OF = {
     ("gla", "g"): Input("BTHK", "log_decay"),
-    ("lightning_attn", "g"): Input("H", "log_decay"),
-    ("mamba2", "x"): Input("BTHV"),
-    ("mamba2", "dt"): Input("BTH"),
-    ("mamba2", "a_log"): Input("H"),
-    ("mamba2", "b"): Input("BTGK"),
-    ("mamba2", "c"): Input("BTGK"),
-    ("mamba2", "d"): Input("H"),
-    ("mamba2", "dt_bias"): Input("H"),
     ("hgrn2", "g"): Input("BTHK", "log_decay"),
     ("dplr", "g"): Input("BTHK", "log_decay"),
     ("hgrn", "g"): Input("BTD", "log_decay"),
     ("oja", "v"): Input("BTHV", "unit"),
+    ("rwkv4", "w"): Input("D"),
+    ("rwkv4", "u"): Input("D"),
+    ("rwkv4", "k"): Input("BTD"),
+    ("rwkv4", "v"): Input("BTD"),
     ("lightning_attn", "g"): Input("H", "log_decay"),
     ("mamba2", "x"): Input("BTHV"),
     ("mamba2", "dt"): Input("BTH"),

@@ -118,6 +118,23 @@ def _segmented(module: ModuleType, L: int, **x: Any) -> Any:
     return module.chunk._run("chunk", *x.values(), 1.0, initial, final, None, L)
 
 
+def test_no_tokens(build: Build, device: torch.device) -> None:
+    """Results are empty, and states and parameters get what they must."""
+    for name in ("mlstm", "parameters", "scan ratio"):
+        verify(build(EVERY[name]), Case(2, 0, 2, 5, 6), torch.float32, device)
+
+
+def test_compiled(build: Build, device: torch.device) -> None:
+    """Walks and stages are opaque operators of one graph."""
+    spec, module = build(EVERY["normaliser"])
+    x = make(spec, PACKED, torch.float32, device)
+    torch._dynamo.reset()
+    form = torch.compile(module.chunk_other, backend="aot_eager", fullgraph=True)
+    compiled, eager = run(form, x, spec, True), run(module.chunk_other, x, spec, True)
+    for name, value in eager.items():
+        assert torch.equal(compiled[name], value), name
+
+
 @settings(max_examples=COUNT, deadline=None, suppress_health_check=list(HealthCheck))
 @given(random_specs())
 def test_random_specs(spec: str) -> None:

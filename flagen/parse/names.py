@@ -41,6 +41,7 @@ _RESERVED = frozenset(
 # What the bodies of generated functions call their own.
 _LOCAL = frozenset(
     {
+        "L",
         "autocast",
         "block",
         "bos",
@@ -61,6 +62,7 @@ _LOCAL = frozenset(
         "expm1",
         "final",
         "folded",
+        "ht",
         "in_place",
         "kwargs",
         "larger",

@@ -86,11 +86,11 @@ _CHUNK = ModulePlan(
 )
 _ON_STATES = ("chunk_fwd", "chunk_states", "chunk_grad", "segment_sum", "segment_scan")
 _GATED = replace(
-    _CHUNK, kernels=("walk", "gradients", *_ON_STATES), tiles=(FORWARD, STATES, GRAD)
+    _CHUNK, kernels=("walk", "scalar_read_gradients", "scalar_write_gradients", *_ON_STATES), tiles=(FORWARD, STATES, GRAD)
 )
 _BY_CHANNEL = replace(
     _CHUNK,
-    kernels=("walk_by_channel", "gradients_by_channel", "chunk_out", *_ON_STATES),
+    kernels=("channel_sums", "channel_from_middle", "channel_parted", "channel_scores", "channel_least", "channel_is_exact", "channel_reach", "walk_by_channel", "channel_gradients", "channel_gate_gradients", "chunk_out", *_ON_STATES),
     tiles=(CHANNEL_FORWARD, STATES, OUT, GRAD),
 )
 _RECURRENT = ModulePlan(
@@ -121,8 +121,7 @@ def plan(derivation: Derivation) -> KernelPlan:
     if "chunk" in derivation.forms or "fused_chunk" in derivation.forms:
         modules.append(_chunk(derivation))
     if "fused_recurrent" in derivation.forms:
-        plain = derivation.plain
-        modules.append(_RECURRENT if plain else _TOKEN)
+        modules.append(_RECURRENT if derivation.plain else _TOKEN)
     if "parallel" in derivation.forms:
         modules.append(_PARALLEL)
     return KernelPlan(derivation, tuple(modules), LEAST_SEGMENT)
