@@ -86,11 +86,26 @@ _CHUNK = ModulePlan(
 )
 _ON_STATES = ("chunk_fwd", "chunk_states", "chunk_grad", "segment_sum", "segment_scan")
 _GATED = replace(
-    _CHUNK, kernels=("walk", "scalar_read_gradients", "scalar_write_gradients", *_ON_STATES), tiles=(FORWARD, STATES, GRAD)
+    _CHUNK,
+    kernels=("walk", "scalar_read_gradients", "scalar_write_gradients", *_ON_STATES),
+    tiles=(FORWARD, STATES, GRAD),
 )
 _BY_CHANNEL = replace(
     _CHUNK,
-    kernels=("channel_sums", "channel_from_middle", "channel_parted", "channel_scores", "channel_least", "channel_is_exact", "channel_reach", "walk_by_channel", "channel_gradients", "channel_gate_gradients", "chunk_out", *_ON_STATES),
+    kernels=(
+        "channel_sums",
+        "channel_from_middle",
+        "channel_parted",
+        "channel_scores",
+        "channel_least",
+        "channel_is_exact",
+        "channel_reach",
+        "walk_by_channel",
+        "channel_gradients",
+        "channel_gate_gradients",
+        "chunk_out",
+        *_ON_STATES,
+    ),
     tiles=(CHANNEL_FORWARD, STATES, OUT, GRAD),
 )
 _RECURRENT = ModulePlan(

@@ -32,6 +32,7 @@ from flagen.render.token import token_context
 
 __all__ = ["GeneratedFile", "render", "runtime_file"]
 
+
 @dataclass(frozen=True, slots=True)
 class KernelContext:
     """What a kernel template may print."""
@@ -195,7 +196,8 @@ def _choose(tiles: tuple[Tile, ...]) -> list[str]:
             stages = f"{tile.crowded_stages} if crowded else {tile.stages}"
         least = f", {tile.least}" if tile.least > 16 else ""
         result = (
-            f"return {tile.rows}, block(contracted, {tile.block}{least}), block(columns, {tile.columns}{least}),"
+            f"return {tile.rows}, block(contracted, {tile.block}{least}),"
+            f" block(columns, {tile.columns}{least}),"
             f" {tile.warps}, {stages}"
         )
         last = tile is tiles[-1]

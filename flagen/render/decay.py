@@ -169,8 +169,7 @@ def _scalar(name: str) -> DecayLines:
         sum_parameters="g, ",
         sum_arguments="g + r_t, None, ",
         segment_decay=Block.of(
-            "if (i_k == 0) & (i_v == 0):\n"
-            "    tl.store(a + i_s.to(tl.int64) * H + i_h, b_a)"
+            "if (i_k == 0) & (i_v == 0):\n    tl.store(a + i_s.to(tl.int64) * H + i_h, b_a)"
         ),
         scan_parameters="a, ",
         scan_before_loop=Block.of("r_a = i_s.to(tl.int64) * H + i_h"),
@@ -212,7 +211,8 @@ def _by_channel(name: str, before: bool, bonus: bool) -> DecayLines:
             f"{sums}b_dk, b_w, b_s = {name}_gradients(\n"
             "    k + p_k, m_tk, b_q, b_B, b_dk, b_write, b_write, b_read - b_n[None, :], b_g, "
             "o_t < n_t - 1, True, EXACT, PRECISION,\n)  # fmt: skip"
-            + f"\n{load_u}b_dk += b_own * b_q{times_u}" * bonus
+            + f"\n{load_u}b_dk += b_own * b_q{times_u}"
+            * bonus
         ),
         gate_gradients=Block.of(
             f"b_dg = {name}_gate_gradients(b_r, b_w, b_s + b_p * tl.exp2(b_n), dtype)\n"
@@ -224,7 +224,8 @@ def _by_channel(name: str, before: bool, bonus: bool) -> DecayLines:
             "b_y = b_k * tl.exp2(b_write)\n"
             f"b_B = {name}_reach(b_B, b_q, b_k, b_x, b_y, b_g, b_n, True, EXACT, PRECISION)\n"
             "b_dv += tl.dot(b_y.to(dtype), b_dh, input_precision=PRECISION)\n"
-            + f"b_self += tl.sum(b_q.to(tl.float32) * b_k{times_u}, 1)" * own
+            + f"b_self += tl.sum(b_q.to(tl.float32) * b_k{times_u}, 1)"
+            * own
         ),
         last_value_gradients=Block.of(
             "b_B = tl.where(o_t[:, None] < o_t[None, :], b_B, 0.0)"
