@@ -12,13 +12,13 @@ the adjoint is the forward with its roles exchanged, and needs no kernel of its 
 gradient rule: arXiv 2312.06635, appendix; the exchange of roles is ours.)
 
 A gate g[t] scales everything that is written before it and read from it on, so its gradient is the
-sum of q[i] · k[j] · (their decay) · do[i] v[j] over the pairs j < t <= i. Sorted by where j and i
-lie, inside the chunk of t or outside, these are four parts:
+sum of q[i] · k[j] · (their decay) · do[i] v[j] over the pairs j < t <= i. By where j and i lie,
+inside the chunk of t or outside, these are four parts:
 
     both inside   the sum over s >= t of (q dq - k dk)[s], of what the chunk's tokens give to each
                   other: a pair inside the sum adds and takes the same number
-    i inside      the sum over s >= t of (q dq)[s], of what the state S gives that enters the chunk
-    j inside      the sum over s < t of (k dk)[s], of what the gradient Y gives that enters at its end
+    i inside      the sum over s >= t of (q dq)[s], of what the chunk's entering state S gives
+    j inside      the sum over s < t of (k dk)[s], of what the gradient Y at its end gives
     neither       the sum of S Y, decayed by the whole chunk
 
 No part is a difference of others, so dg has the digits of dq and dk however strong the decays are.

@@ -1,5 +1,6 @@
-"""The host side of the chunk forms on canonical operands: `host/walks.py.jinja`, or with gates
-`host/gated.py.jinja`.
+"""The host side of the chunk forms on canonical operands.
+
+From `host/walks.py.jinja`, or with gates from `host/gated.py.jinja`.
 """
 
 from __future__ import annotations
