@@ -21,9 +21,11 @@ inside the chunk of t or outside, these are four parts:
     j inside      the sum over s < t of (k dk)[s], of what the gradient Y at its end gives
     neither       the sum of S Y, decayed by the whole chunk
 
-No part is a difference of others, so dg has the digits of dq and dk however strong the decays are.
-A token's own product crosses no gate and is in none of them. For a read before the update the pairs
-are j < t < i. By channel the sums leave that channel out.
+No part is a difference of large numbers, so dg has the digits of dq and dk however strong the
+decays are. (By channel the kernel takes the third as its whole sum less that over s >= t, together
+with the others and in more digits than dg keeps; the last token, whose write may be large, is left
+out.) A token's own product crosses no gate and is in none of them. For a read before the update
+the pairs are j < t < i. By channel the sums leave that channel out.
 """
 
 from __future__ import annotations
