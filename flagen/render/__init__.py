@@ -106,7 +106,7 @@ def _kernel_context(derivation: Derivation) -> KernelContext:
     bonus = operands.bonus is not None
     return KernelContext(
         name=spec.name,
-        decay=decay_lines(spec.name, operands.level, not operands.inclusive, bonus),
+        decay=decay_lines(spec.name, operands.level, bonus),
         gated=operands.gated,
         by_channel=operands.level is Level.KEY,
         before=not operands.inclusive,

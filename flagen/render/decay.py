@@ -24,13 +24,6 @@ class DecayLines:
     kernel_parameters: str = ""
     forward: str = ""
     states: str = ""
-    gradient_parameters: str = ""
-    chunk_gates: Block = NO_LINES
-    read_gradients: Block = NO_LINES
-    write_gradients: Block = NO_LINES
-    gate_gradients: Block = NO_LINES
-    value_gradients: Block = NO_LINES
-    last_value_gradients: Block = NO_LINES
     before_loop: Block = NO_LINES
     in_loop: Block = NO_LINES
     state: str = ""
@@ -49,12 +42,12 @@ class DecayLines:
     parallel_diagonal: Block = NO_LINES
 
 
-def decay_lines(name: str, level: Level, before: bool, bonus: bool) -> DecayLines:
+def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
     """The lines for `level`. Constant decays come from the head's index; see `log2_decay`."""
     if level is Level.SCALAR:
         return _scalar(name)
     if level is Level.KEY:
-        return _by_channel(name, before, bonus)
+        return _by_channel(bonus)
     if level is Level.NONE:
         masked = "b_D = tl.where(o_d >= 0, scale, 0.0)"
         return DecayLines(
@@ -109,9 +102,7 @@ def _scalar(name: str) -> DecayLines:
     return DecayLines(
         walk_parameters="g, h_c, ",
         kernel_parameters="g, ",
-        forward="g + r_t, h_c, ",
-        states="g + r_t, h_c, ",
-        gradient_parameters="dg, ",
+        forward="g + r_t, None, ",
         before_loop=Block.of(
             "# a sum's rounding is an error of the decay: float32 operands need more digits\n"
             "GATE: tl.constexpr = tl.float64 if k.dtype.element_ty == tl.float32 else tl.float32\n"
@@ -139,33 +130,6 @@ def _scalar(name: str) -> DecayLines:
             "b_write = tl.exp2(b_write) * scale_write"
         ),
         state="b_h * tl.exp2(b_G_n.to(tl.float32)) + ",
-        chunk_gates=Block.of(
-            "GATE: tl.constexpr = tl.float64 if dtype == tl.float32 else tl.float32\n"
-            "b_g = tl.load(g + r_t + o_t * H, mask=m_t, other=0).to(GATE)\n"
-            f"b_G = tl.cumsum(b_g, 0) * {LOG2_E}\n"
-            f"b_G_n = tl.sum(b_g, 0) * {LOG2_E}"
-        ),
-        read_gradients=Block.of(
-            f"b_dq, b_dg = {name}_read_gradients(b_q, b_k, b_A, b_dq, b_G, PRECISION)"
-        ),
-        write_gradients=Block.of(
-            f"b_dk, b_writes = {name}_write_gradients(\n"
-            "    b_q, b_k, b_B, b_dk, b_p, b_G, b_G_n, n_t, PRECISION\n)"
-        ),
-        gate_gradients=Block.of(
-            "b_dg += b_writes\n"
-            "p_g = dg + i_b.to(tl.int64) * n_g + r_t + o_t * H\n"
-            "tl.store(p_g, b_dg.to(dg.dtype.element_ty), mask=m_t)"
-        ),
-        value_gradients=Block.of(
-            "b_B += tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)\n"
-            "b_y = b_k * tl.exp2((b_G_n - b_G).to(tl.float32))[:, None]\n"
-            "b_dv += tl.dot(b_y.to(dtype), b_dh, input_precision=PRECISION)"
-        ),
-        last_value_gradients=Block.of(
-            "b_D = (b_G[None, :] - b_G[:, None]).to(tl.float32)\n"
-            'b_B *= tl.exp2(tl.where(o_t[:, None] <= o_t[None, :], b_D, float("-inf")))'
-        ),
         sum_parameters="g, ",
         sum_arguments="g + r_t, None, ",
         segment_decay=Block.of(
@@ -177,60 +141,15 @@ def _scalar(name: str) -> DecayLines:
     )
 
 
-def _by_channel(name: str, before: bool, bonus: bool) -> DecayLines:
+def _by_channel(bonus: bool) -> DecayLines:
     """A gate g per token, head and channel of K; a bonus u per head and channel of K."""
     u = "u + i_h * K, " if bonus else ""
     none = "None, " if bonus else ""
-    sums = f"b_g, b_read, b_write, b_n = {name}_sums(g, p_k, m_tk, False, dtype)\n"
-    load_u = "b_u = tl.load(u + i_h * K + o_k, mask=m_k, other=0)\n" * bonus
-    own = bonus or not before
-    times_u = " * b_u[None, :]" if bonus else ""
-    own_gradient = (
-        "# what a token gives itself\n"
-        "b_own = tl.sum(tl.where(o_t[:, None] == o_t[None, :], b_A, 0.0), 1)[:, None]\n"
-    )
-    bonus_gradient = (
-        "p_u = du + (i_c.to(tl.int64) * H + i_h) * K + o_k\n"
-        "tl.store(p_u, tl.sum(b_own * b_q * b_k, 0), mask=m_k)\n"
-    )
     return DecayLines(
         walk_parameters=f"g, {'u, ' if bonus else ''}h_c, a_c, ",
         kernel_parameters=f"g, {'u, ' if bonus else ''}",
-        forward=f"g + r_t * K, {u}h_c, None, ",
+        forward=f"g + r_t * K, {u}None, None, ",
         states=f"g + r_t * K, {none}h_c, a_c, ",
-        gradient_parameters=f"dg, {'du, ' if bonus else ''}",
-        read_gradients=Block.of(
-            f"{own_gradient * bonus}{sums}b_dq, b_r, _ = {name}_gradients(\n"
-            "    q + p_k, m_tk, b_k, b_A, b_dq, b_read, b_read - b_n[None, :], b_write, b_g, "
-            f"o_t {'> 0' if before else '>= 0'}, False, EXACT, PRECISION,\n)  # fmt: skip\n"
-            + f"{load_u}b_dq += b_own * b_k{times_u}\n" * bonus
-            + bonus_gradient * bonus
-        ),
-        write_gradients=Block.of(
-            "# the gates again: kept, they would cost a tile of registers\n"
-            f"{sums}b_dk, b_w, b_s = {name}_gradients(\n"
-            "    k + p_k, m_tk, b_q, b_B, b_dk, b_write, b_write, b_read - b_n[None, :], b_g, "
-            "o_t < n_t - 1, True, EXACT, PRECISION,\n)  # fmt: skip"
-            + f"\n{load_u}b_dk += b_own * b_q{times_u}"
-            * bonus
-        ),
-        gate_gradients=Block.of(
-            f"b_dg = {name}_gate_gradients(b_r, b_w, b_s + b_p * tl.exp2(b_n), dtype)\n"
-            "tl.store(dg + p_k, b_dg.to(dg.dtype.element_ty), mask=m_tk)"
-        ),
-        value_gradients=Block.of(
-            f"{sums}{load_u}"
-            "b_x = b_q * tl.exp2(b_read)\n"
-            "b_y = b_k * tl.exp2(b_write)\n"
-            f"b_B = {name}_reach(b_B, b_q, b_k, b_x, b_y, b_g, b_n, True, EXACT, PRECISION)\n"
-            "b_dv += tl.dot(b_y.to(dtype), b_dh, input_precision=PRECISION)\n"
-            + f"b_self += tl.sum(b_q.to(tl.float32) * b_k{times_u}, 1)"
-            * own
-        ),
-        last_value_gradients=Block.of(
-            "b_B = tl.where(o_t[:, None] < o_t[None, :], b_B, 0.0)"
-            + "\nb_dv += (b_self * scale)[:, None] * b_do" * own
-        ),
         sum_parameters="g, ",
         sum_arguments=f"g + r_t * K, {none}None, None, ",
         segment_decay=Block.of(

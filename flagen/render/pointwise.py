@@ -37,7 +37,7 @@ def pointwise_text(program: Pointwise) -> PointwiseText:
     kernels = f"{forward}\n\n\n{backward}"
     stamp = digest(kernels + repr((program.results, program.sizers)))
     host = fill("host/pointwise.py.jinja", host_context(layout, stamp))
-    imports = ["Operator", "cdiv", "folded", "partials"]
+    imports = ["Operator", "cdiv", "folded", "launch", "partials"]
     imports += [name for name in ("block",) if _calls(name, host)]
     imports += [name for name in HELPERS if _calls(name, kernels)]
     results = ", ".join(result.name for result in program.results)

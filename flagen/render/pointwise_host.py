@@ -47,6 +47,7 @@ class PointwiseHostContext:
     contiguous: str
     launch_forward: str
     launch_backward: str
+    launch_scalars: str
     launch_sizes: str
     folded: Block
     fake_gradients: Block
@@ -96,7 +97,8 @@ def host_context(layout: PointwiseLayout, digest: str) -> PointwiseHostContext:
         contiguous=_contiguous(list(layout.inputs)),
         launch_forward=", ".join([*layout.inputs, *results]),
         launch_backward=", ".join([*layout.recalled, *given, *gradients]),
-        launch_sizes=", ".join([*scale, layout.rows, *layout.sizes, *layout.blocks]),
+        launch_scalars=f"{', '.join([*scale, layout.rows])},",
+        launch_sizes=", ".join([*layout.sizes, *layout.blocks]),
         folded=_block(f"folded(d{name}, {name}, 0)," for name in layout.inputs),
         fake_gradients=_block(f"{name}.new_empty({name}.shape)," for name in layout.inputs),
         positions=repr(tuple(range(len(gradients)))),

@@ -1,6 +1,6 @@
 """The host side of the chunk forms on canonical operands.
 
-From `host/walks.py.jinja`, or with gates from `host/gated.py.jinja`.
+From `host/walks.py.jinja`, or where channels decay by themselves from `host/channel.py.jinja`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class WalksContext:
     name: str
     digest: str
     least_segment: int
-    by_channel: bool
+    gated: bool
     bonus: bool
     gate_arguments: str
     tensors: int
@@ -42,13 +42,13 @@ def walks_text(plan: KernelPlan, operands: Operands) -> Block:
     """The functions on canonical operands: `_chunk`, and what it launches."""
     names = operand_names(operands)
     by_channel = operands.level is Level.KEY
-    gates = {"g": "dg" if by_channel else "dg[0] if NK == 1 else dg.sum(0)", "u": "du.sum(0)"}
+    gates = {"g": "dg", "u": "du.sum(0)"}
     spec = plan.derivation.recurrence.spec
     context = WalksContext(
         name=spec.name,
         digest=spec_digest(spec),
         least_segment=plan.least_segment,
-        by_channel=by_channel,
+        gated=operands.gated,
         bonus=operands.bonus is not None,
         gate_arguments="".join(f"{gate}, " for gate in names[3:]),
         tensors=len(names),
@@ -59,5 +59,5 @@ def walks_text(plan: KernelPlan, operands: Operands) -> Block:
         gradient_types=", ".join(["torch.Tensor"] * (len(names) + 1)),
         empty_gradients=", ".join(f"{name}.new_empty({name}.shape)" for name in names),
     )
-    template = "host/gated.py.jinja" if operands.gated else "host/walks.py.jinja"
+    template = "host/channel.py.jinja" if by_channel else "host/walks.py.jinja"
     return Block.of(fill(template, context))
