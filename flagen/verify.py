@@ -1,8 +1,8 @@
 """Every form of an operator and every gradient, against its naive form in float64.
 
-The bound on an error is twice that of the naive form in the inputs' dtype, at least the dtype's
-floor, and at most the tolerance that the field's own tests have. Memory is poisoned with NaN
-before kernels write to it.
+The bounds on errors are those of `accuracy.py`. The gradient of an input without a feature axis, or
+without T, is a sum over whole tiles or all tokens, which may nearly cancel: its bound follows its
+condition. Memory is poisoned with NaN before kernels write to it.
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from flagen.analyze.recurrence import state_heads
+from flagen.accuracy import Tensors, compare, conditions
+from flagen.analyze.recurrence import is_feature, state_heads
 from flagen.derive.derivation import FORMS
 from flagen.parse.spec import Spec, State, Tensor
-
-Tensors = dict[str, torch.Tensor]
-
-LIMIT = 5e-3
-"""No error may be above this in any dtype: FLA's tolerance for these operators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,32 +99,41 @@ def verify(module: ModuleType, spec: Spec, device: torch.device) -> Iterator[Res
     for dtype in dtypes:
         for case in cases:
             inputs = make(spec, case, dtype, device)
-            references: dict[bool, tuple[Tensors, Tensors]] = {}
+            references: dict[bool, tuple[Tensors, Tensors, Callable[[], dict[str, float]]]] = {}
             for name, form in forms.items():
                 if not gpu and name == "fused_recurrent" and case not in INTERPRETED:
                     continue
                 state = "initial_state" in inspect.signature(form).parameters
                 if state not in references:
                     exact = run(naive, cast(inputs, torch.float64), spec, state)
-                    references[state] = exact, run(naive, inputs, spec, state)
+                    usual = run(naive, inputs, spec, state)
+                    times = cache(partial(conditions_of_sums, naive, inputs, spec, state))
+                    references[state] = exact, usual, times
                 with poisoned_memory():
                     found = run(form, inputs, spec, state)
-                yield from _results(name, dtype, case, found, *references[state])
+                exact, usual, sums = references[state]
+                word = str(dtype).removeprefix("torch.")
+                for tensor, off, bound in compare(found, exact, usual, dtype, sums):
+                    yield Result(name, word, case, tensor, off, bound)
 
 
-def _results(
-    form: str,
-    dtype: torch.dtype,
-    case: Case,
-    found: Tensors,
-    exact: Tensors,
-    naive: Tensors,
-) -> Iterator[Result]:
-    for tensor, value in found.items():
-        usual = 2 * error(naive[tensor], exact[tensor])
-        bound = min(max(usual, floor(dtype)), LIMIT)
-        word = str(dtype).removeprefix("torch.")
-        yield Result(form, word, case, tensor, error(value, exact[tensor]), bound)
+def conditions_of_sums(
+    naive: Callable[..., Any], x: Tensors, spec: Spec, state: bool
+) -> dict[str, float]:
+    """The conditions of the gradients that are sums over whole tiles or all tokens.
+
+    They are those of inputs without a feature axis, or without T.
+    """
+    sums = {
+        f"d{tensor.name}"
+        for tensor in _arguments(spec)
+        if "T" not in tensor.axes or not any(map(is_feature, tensor.axes))
+    }
+    if not sums:
+        return {}
+    x = x | {"d o": _weight(run(naive, x, spec, state)["o"])}
+    found = conditions(lambda moved: run(naive, moved, spec, state), x)
+    return {name: value for name, value in found.items() if name in sums}
 
 
 def make(spec: Spec, case: Case, dtype: torch.dtype, device: torch.device) -> Tensors:
@@ -186,7 +192,7 @@ def cast(x: Tensors, dtype: torch.dtype) -> Tensors:
 
 
 def run(form: Callable[..., Any], x: Tensors, spec: Spec, state: bool) -> Tensors:
-    """The outputs of `form` and the gradients of all that has one.
+    """The outputs of `form` and the gradients of all that has one, from "d o" or a fixed one.
 
     States are `ht` and `dh0` where there is one, and else have the state's name behind.
     """
@@ -203,7 +209,7 @@ def run(form: Callable[..., Any], x: Tensors, spec: Spec, state: bool) -> Tensor
         options["initial_state"] = initial if len(initial) > 1 else initial[0]
         options["output_final_state"] = True
     o, last = form(**options)
-    results, weights = {"o": o}, [_weight(o)]
+    results, weights = {"o": o}, [x["d o"].to(o.dtype) if "d o" in x else _weight(o)]
     final = () if last is None else last if isinstance(last, tuple) else (last,)
     suffixes = [f"_{each.name}" if len(states) > 1 else "" for each in states]
     for each, suffix, value in zip(states, suffixes, final, strict=True):
@@ -224,31 +230,6 @@ def _weight(o: torch.Tensor) -> torch.Tensor:
     """A gradient of the output whose values every dtype holds, so that all get the same one."""
     weight = torch.randn(o.shape, generator=torch.Generator().manual_seed(1))
     return weight.mul(8).round().div(8).clamp(-4, 4).to(o.device, o.dtype)
-
-
-def error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    """RMS(found - exact) / RMS(exact): infinite for NaN, absolute where all should be 0."""
-    if found.shape != exact.shape:
-        return math.inf
-    if exact.numel() == 0:
-        return 0.0
-    difference = (found.double() - exact.double()).square().mean().sqrt().item()
-    size = exact.double().square().mean().sqrt().item()
-    if not math.isfinite(difference):
-        return math.inf
-    return difference / size if size > 0 else difference
-
-
-def floor(dtype: torch.dtype) -> float:
-    """The error that is allowed even where naive has a smaller one.
-
-    Half-precision kernels round states and scores to the inputs' dtype before a matrix unit takes
-    them, and naive does not: one unit roundoff. float32 sums run in another order; on a GPU three
-    TF32 products replace one of float32, with no larger an error.
-    """
-    if dtype == torch.float32:
-        return 1e-6
-    return torch.finfo(dtype).eps / 2
 
 
 @contextmanager

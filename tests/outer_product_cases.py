@@ -177,29 +177,24 @@ SCANS = {
 
 
 @st.composite
-def random_specs(draw: st.DrawFn, numbers: bool = True) -> str:
-    """Specs of outer products and scans: decays, writes, reads and outputs at random.
-
-    `numbers`: parameters may be numbers, or one number per head. A gradient of them is one sum over
-    everything, which may nearly cancel: then it has no small relative error.
-    """
+def random_specs(draw: st.DrawFn) -> str:
+    """Specs of outer products and scans: decays, writes, reads and outputs at random."""
     if draw(st.integers(0, 3)) == 0:
-        return draw(_scans(numbers))
-    return draw(_outer_products(numbers))
+        return draw(_scans())
+    return draw(_outer_products())
 
 
 class _Inputs:
     """The inputs that a random spec comes to need."""
 
-    def __init__(self, draw: st.DrawFn, heads: tuple[str, ...], numbers: bool) -> None:
-        self.draw, self.heads, self.numbers = draw, heads, numbers
+    def __init__(self, draw: st.DrawFn, heads: tuple[str, ...]) -> None:
+        self.draw, self.heads = draw, heads
         self.lines: dict[str, str] = {}
 
     def __call__(self, name: str, *features: str, domain: str = "", least: str = "T") -> str:
         """The name of an input with some of the axes; now and then without time or heads."""
         if name not in self.lines:
             head = self.draw(st.sampled_from(self.heads))
-            least = least if features or self.numbers else "T"
             axes = [axis for axis in (least, head) if axis] + list(features) or ["T"]
             rest = f", domain: {domain}" if domain else ""
             self.lines[name] = f"{name}: {{axes: [{', '.join(axes)}]{rest}}}"
@@ -222,9 +217,9 @@ class _Inputs:
 
 
 @st.composite
-def _outer_products(draw: st.DrawFn, numbers: bool) -> str:
+def _outer_products(draw: st.DrawFn) -> str:
     heads = draw(st.sampled_from((("H",), ("H",), ("H", "HV"), ("H", "HQ"), ("H", ""), ("",))))
-    inputs = _Inputs(draw, heads, numbers)
+    inputs = _Inputs(draw, heads)
     # the axis that reads sum over, and the one that they keep
     along, across = draw(st.sampled_from((("K", "V"), ("K", "V"), ("V", "K"))))
     states, updates, terms = {}, [], []
@@ -274,9 +269,9 @@ def _write(draw: st.DrawFn, inputs: _Inputs, n: str) -> str:
 
 
 @st.composite
-def _scans(draw: st.DrawFn, numbers: bool) -> str:
+def _scans(draw: st.DrawFn) -> str:
     heads = draw(st.sampled_from((("",), ("H",), ("H", ""), ("H", "HQ"))))
-    inputs = _Inputs(draw, heads, numbers)
+    inputs = _Inputs(draw, heads)
     updates, terms, states = [], [], {}
     for name in draw(st.sampled_from(("h", "hs"))):
         x = inputs(f"x_{name}", "D")

@@ -20,9 +20,10 @@ import pytest
 import torch
 from test_token_kernels import ROOT, Operator, inputs, unusual
 
+from flagen.accuracy import Tensors, error
 from flagen.load import load
 from flagen.parse import parse
-from flagen.verify import Case, Tensors, error, poisoned_memory
+from flagen.verify import Case, poisoned_memory
 
 __all__ = ["unusual"]  # a fixture
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from flagen.accuracy import Tensors, error, floor
 from flagen.analyze.recurrence import symbol
 from flagen.derive.scan import check_scan
 from flagen.diagnostics import FlagenError, InternalError
@@ -27,7 +28,7 @@ from flagen.parse import parse
 from flagen.parse.spec import Spec
 from flagen.pipeline import Pipeline
 from flagen.render import runtime_file
-from flagen.verify import Case, Tensors, cast, error, floor, make, poisoned_memory, run
+from flagen.verify import Case, cast, make, poisoned_memory, run
 from flagen.write import compare, write
 from generated import hgrn
 from generated._runtime import batch_invariant

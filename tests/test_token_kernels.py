@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 
+from flagen.accuracy import Tensors, error
 from flagen.analyze.recurrence import state_heads
 from flagen.diagnostics import FlagenError
 from flagen.load import load
@@ -30,7 +31,7 @@ from flagen.parse import parse
 from flagen.parse.spec import Spec
 from flagen.pipeline import Pipeline
 from flagen.render import runtime_file
-from flagen.verify import Case, Tensors, cast, error, make, poisoned_memory, run
+from flagen.verify import Case, cast, make, poisoned_memory, run
 from flagen.write import compare, write
 
 ROOT = Path(__file__).parent.parent

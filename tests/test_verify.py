@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from test_cli import ROOT, flagen_
 
 from flagen import verify
+from flagen.accuracy import compare, conditions, floor
 from flagen.load import load
 from flagen.parse import parse
 from flagen.verify import Case, Result
@@ -107,3 +109,40 @@ def test_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bad_spec() -> None:
     assert flagen_("verify", "nosuch.yaml").code == 2
+
+
+def test_condition_of_a_sum() -> None:
+    """A sum moves by the root of its summands' squares, however little of it is left."""
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for total in (30.0, 1.0, 0.01):
+        summands = x + (total - x.sum()) / 1000
+        found = conditions(lambda t: {"sum": t["x"].sum()[None]}, {"x": summands})["sum"]
+        wanted = summands.norm().item() / total
+        assert wanted / 2 < found < 2 * wanted
+
+
+def test_bound_follows_the_condition() -> None:
+    """Where a result is known to be ill-conditioned, and only there."""
+    exact = {"o": torch.ones(4, dtype=torch.float64), "dg": torch.ones(4, dtype=torch.float64)}
+    half = torch.float16
+    for share, times, passes in ((0.9, {}, True), (2.5, {}, False), (2.5, {"dg": 3.0}, True)):
+        off = {name: value * (1 + share * floor(half)) for name, value in exact.items()}
+        found = list(compare(off, exact, exact, half, lambda times=times: times))
+        assert [error <= bound for _, error, bound in found] == [share < 1, passes]
+
+
+def test_cancelling_gradients_have_a_bound() -> None:
+    """A gradient of a parameter that is wrong by more than its condition explains fails."""
+    spec = parse(load(ROOT / "specs" / "lightning_attn.yaml"))
+    module = importlib.import_module("generated.lightning_attn")
+    x = verify.make(spec, Case(1, 1, 1, 16, 24), torch.float16, torch.device("cpu"))
+    naive = module.naive_lightning_attn
+    exact = verify.run(naive, verify.cast(x, torch.float64), spec, True)
+    times = verify.conditions_of_sums(naive, x, spec, True)
+    assert times.keys() == {"dg"}
+    assert 3 < times["dg"] < 30
+    wrong = {**exact, "dg": exact["dg"] * (1 + 2 * times["dg"] * floor(torch.float16))}
+    failed = [
+        n for n, off, b in compare(wrong, exact, exact, torch.float16, lambda: times) if off > b
+    ]
+    assert failed == ["dg"]
