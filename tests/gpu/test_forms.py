@@ -21,6 +21,10 @@ STATE = ("BHKV",)
 
 # Per operator: the axes of its inputs and of its states. G are key heads that H groups share.
 OPERATORS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "based": (
+        dict(q="BTHK", k="BTHK", v="BTHV"),
+        ("BHV", "BHKV", "BHFV", "BH", "BHK", "BHF"),
+    ),
     "comba": (dict(q="BTHK", k="BTHK", v="BTHV", p="BTHK", g="BTH", beta="BTH"), STATE),
     "delta_rule": (dict(q="BTHK", k="BTHK", v="BTHV", beta="BTH"), STATE),
     "dplr": (dict(q="BTHK", k="BTHK", v="BTHV", a="BTHK", b="BTHK", g="BTHK"), STATE),
@@ -32,13 +36,18 @@ OPERATORS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "linear_attn": (dict(q="BTHK", k="BTHK", v="BTHV"), STATE),
     "linear_attn_normalized": (dict(q="BTHK", k="BTHK", v="BTHV"), ("BHKV", "BHK")),
     "oja": (dict(q="BTHK", k="BTHK", v="BTHV", gv="BTHV", beta="BTH"), STATE),
+    "rebased": (dict(q="BTHK", k="BTHK", v="BTHV"), ("BHFV", "BHF")),
     "rwkv6": (dict(r="BTHK", k="BTHK", v="BTHV", w="BTHK", u="HK"), STATE),
     "rwkv7": (dict(r="BTHK", w="BTHK", k="BTHK", v="BTHV", a="BTHK", b="BTHK"), STATE),
     "simple_gla": (dict(q="BTHK", k="BTHK", v="BTHV", g="BTH"), STATE),
 }
 CHUNKED = ("gla", "hgrn", "hgrn2", "linear_attn", "linear_attn_normalized", "rwkv6", "simple_gla")
+PAIRED = ("based", "rebased")
+"""Operators with states over the F = K * K pairs of features."""
+CHUNKED += PAIRED
 FORMS = [(op, "fused_recurrent") for op in OPERATORS]
 FORMS += [(op, form) for op in CHUNKED for form in ("chunk", "fused_chunk")]
+FORMS += [(op, "parallel") for op in (*PAIRED, "linear_attn_normalized")]
 DECAYS, UNIT, POSITIVE = {"g", "gv"}, {"k", "p", "a", "b"}, {"beta"}
 
 # (B, T, key heads, value heads, K, V, bounds of packed sequences)
@@ -66,11 +75,12 @@ def run(form: Callable[..., Any], x: dict[str, Any], dtype: torch.dtype | None) 
     """Outputs and gradients of `form`, with everything in `dtype` where one is given."""
     leaves = {n: v.to(dtype or v.dtype).detach().requires_grad_() for n, v in x["inputs"].items()}
     states = [s.to(dtype or s.dtype).detach().requires_grad_() for s in x["states"]]
-    initial = tuple(states) if len(states) > 1 else states[0]
-    o, final = form(
-        **leaves, initial_state=initial, output_final_state=True, cu_seqlens=x["cu_seqlens"]
-    )
-    finals = final if isinstance(final, tuple) else (final,)
+    options: dict[str, Any] = {"cu_seqlens": x["cu_seqlens"]}
+    if states:
+        initial = tuple(states) if len(states) > 1 else states[0]
+        options |= {"initial_state": initial, "output_final_state": True}
+    o, final = form(**leaves, **options)
+    finals = final if isinstance(final, tuple) else (final,) if states else ()
     loss = (o.double() * x["do"].double()).sum()
     for value, weight in zip(finals, x["dstates"], strict=True):
         loss = loss + (value.double() * weight.double()).sum()
@@ -91,8 +101,11 @@ def test_form(op: str, form: str, dtype: torch.dtype, shape: tuple, strength: fl
     B, T, G, H, K, V, bounds = shape
     heads = G if not any("G" in axes for axes in inputs.values()) else H
     N = B if bounds is None else len(bounds) - 1
-    size = {"B": B, "T": T, "G": G, "H": heads, "K": K, "V": V}
+    K = min(K, 16) if op in PAIRED else K
+    size = {"B": B, "T": T, "G": G, "H": heads, "K": K, "V": V, "F": K * K}
     torch.manual_seed(0)
+    module = importlib.import_module(f"generated.{op}")
+    function, naive = getattr(module, f"{form}_{op}"), getattr(module, f"naive_{op}")
     x: dict[str, Any] = {
         "inputs": {
             name: draw(op, name, [size[a] for a in axes], strength).to(dtype)
@@ -100,11 +113,16 @@ def test_form(op: str, form: str, dtype: torch.dtype, shape: tuple, strength: fl
         },
         "cu_seqlens": None if bounds is None else torch.tensor(bounds, device="cuda"),
     }
+    states = () if form == "parallel" else states
     shapes = [[N if a == "B" else size[a] for a in axes] for axes in states]
     x["states"] = [torch.rand(s, device="cuda") for s in shapes]
+    if op in PAIRED and states:  # a normaliser is one that keys came to
+        before = {
+            name: draw(op, name, [{**size, "B": N, "T": 8}[a] for a in axes], strength)
+            for name, axes in inputs.items()
+        }
+        x["states"] = list(naive(**before, output_final_state=True)[1])
     x["dstates"] = [torch.randn(s, device="cuda") for s in shapes]
-    module = importlib.import_module(f"generated.{op}")
-    function, naive = getattr(module, f"{form}_{op}"), getattr(module, f"naive_{op}")
     width = [size[a] for a in ("BTHV" if op != "hgrn" else "BTV")]
     x["do"] = torch.randn(width, device="cuda").to(dtype)
     exact, same, actual = run(naive, x, torch.float64), run(naive, x, None), run(function, x, None)
