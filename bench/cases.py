@@ -32,6 +32,11 @@ class Shape:
         return f"{self.B}×{self.T}×{self.H}×{self.K}" + (f"/{self.V}" if self.V != self.K else "")
 
     @property
+    def E(self) -> int:
+        """The features of an operator that takes all pairs of them."""
+        return min(self.K, 16)
+
+    @property
     def D(self) -> int:
         """The width of an operator without heads."""
         return self.H * self.V
@@ -114,6 +119,10 @@ INPUTS_OF = {
     ("dplr", "g"): Input("BTHK", "log_decay"),
     ("hgrn", "g"): Input("BTD", "log_decay"),
     ("oja", "v"): Input("BTHV", "unit"),
+    ("based", "q"): Input("BTHE"),
+    ("based", "k"): Input("BTHE"),
+    ("rebased", "q"): Input("BTHE"),
+    ("rebased", "k"): Input("BTHE"),
     ("rwkv4", "w"): Input("D"),
     ("rwkv4", "u"): Input("D"),
     ("rwkv4", "k"): Input("BTD"),

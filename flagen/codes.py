@@ -146,8 +146,10 @@ PARSING = {
         "bad axes",
         "Axes are upper-case names. An input is `[T, H, K]`: the token axis `T`, at most one head "
         "axis (`H`, `HV`, `HQ`, `G`), at most one feature axis. Without `T` it is a parameter. The "
-        "batch is implicit. A state has one or two feature axes and no others. Every axis must "
-        "occur in an input, because that is where its size comes from.",
+        "batch is implicit. A state has at most two feature axes and no others. Every axis must "
+        "occur in an input, because that is where its size comes from, or be a product of two "
+        "that do, declared under `axes`. Such a product is an axis of states and of what `kron` "
+        "makes, not of inputs and outputs.",
         "Write the axes in this order.",
     ),
     "FG110": Code(
@@ -308,6 +310,12 @@ ANALYZING = {
         "softmax inside a recurrence",
         "A softmax of inputs is a pass over an axis of its own and is not generated yet.",
         "Apply the softmax to the input before the call.",
+    ),
+    "FG209": Code(
+        "kron of a state",
+        "`kron` pairs the features of inputs. A state, or a read of one, cannot be its argument: "
+        "the recurrence would not be affine, or its output would need another pass.",
+        "Take `kron` of inputs, and contract it with a state: `dot(kron(q, q, F), S)`.",
     ),
 }
 

@@ -26,6 +26,7 @@ from flagen.derive.derivation import FORMS, Derivation, Walks
 from flagen.derive.outer_product import ADJOINT
 from flagen.diagnostics import FlagenError
 from flagen.parse.expression import unparse
+from flagen.parse.spec import Product
 from flagen.pipeline import Pipeline
 
 WIDTH = 88
@@ -152,6 +153,18 @@ def _forms(derivation: Derivation | None, refusal: FlagenError | None) -> Iterat
         words = _FORMS[form] if made else f"no: {reasons.get(form, 'not possible')}"
         yield from _labelled(form, words, 16)
     yield f"{'naive':<16}the spec itself, step by step in plain torch: the reference"
+    for product in derivation.recurrence.spec.products:
+        yield from _labelled("", _pairs(derivation, product), 16)
+
+
+def _pairs(derivation: Derivation, product: Product) -> str:
+    """What a state over pairs of features costs, in words."""
+    pairs = " * ".join(product.factors)
+    words = (
+        f"States over {product.name} have {pairs} rows, and so do the operands of chunks: "
+        "that is cheap for some 16 features, and for 128 slow and large"
+    )
+    return words + "; `parallel` forms no pairs" * (derivation.attention is not None)
 
 
 def _chunk_sections(recurrence: Recurrence) -> Iterator[tuple[str, Iterator[str]]]:
@@ -198,7 +211,7 @@ def _is_plain(recurrence: Recurrence) -> bool:
         return False
     (read,) = recurrence.reads
     scalar = not axes_of(read.coefficient, dict(recurrence.axes))
-    linear = recurrence.epilogue is None and read.updated and read.axis == state.axes[0]
+    linear = recurrence.epilogue is None and read.updated and read.axis in state.axes[:1]
     return scalar and linear and state.decay.level in _SUMS
 
 
@@ -361,8 +374,10 @@ def _macs(recurrence: Recurrence, shape: Mapping[str, int]) -> int | None:
     heads = math.prod(floor.size_of(axis, shape) for axis in state_heads(recurrence.spec))
     matrices = [state for state in recurrence.states if len(state.axes) == 2]
     total = 0
+    axes = {axis for tensor in recurrence.spec.inputs for axis in tensor.axes}
+    sizes = recurrence.spec.sized({axis: floor.size_of(axis, shape) for axis in axes})
     for state in matrices:
-        key, value = (floor.size_of(axis, shape) for axis in state.axes)
+        key, value = (sizes[axis] for axis in state.axes)
         total += max(1, len(state.writes)) * floor.walk_macs(heads, key, value, shape)
     return total
 

@@ -16,12 +16,17 @@ from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from flagen.accuracy import Tensors, compare, conditions
-from flagen.analyze.recurrence import is_feature, state_heads
+from flagen.analyze import meaning
+from flagen.analyze.recurrence import is_feature
 from flagen.derive.derivation import FORMS
 from flagen.parse.spec import Spec, State, Tensor
+
+MOST_PAIRED = 16
+"""Features in `make` that a `kron` pairs: 256 pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,25 +145,38 @@ def make(spec: Spec, case: Case, dtype: torch.dtype, device: torch.device) -> Te
     """Random inputs within their domains, the initial state, and the gradients of the outputs.
 
     Vectors without a domain have a length of about 1: a delta rule with longer keys diverges.
+    Features that are paired are few, since their pairs are many. An initial state is one that the
+    recurrence comes to in a few tokens, so that a normaliser has the sign that it has in use.
     """
     generator = torch.Generator().manual_seed(0)
+    paired = {factor for product in spec.products for factor in product.factors}
 
-    def normal(*size: int) -> torch.Tensor:
-        return torch.randn(*size, generator=generator)
+    def size(axes: tuple[str, ...]) -> list[int]:
+        most = {axis: MOST_PAIRED if axis in paired else math.inf for axis in axes}
+        return [int(min(case.size(axis), most[axis])) for axis in axes]
+
+    def draw(tensor: Tensor, *lead: int, T: int = case.T) -> torch.Tensor:
+        axes = [
+            T if axis == "T" else n for axis, n in zip(tensor.axes, size(tensor.axes), strict=True)
+        ]
+        values = torch.randn(*lead, *axes, generator=generator)
+        width = axes[-1] if len(axes) > 2 else 4
+        return _within(values if tensor.domain else values * width**-0.5, tensor.domain)
 
     x = {}
     for tensor in _arguments(spec):
-        batch = (case.B,) if "T" in tensor.axes else ()
-        size = (*batch, *(case.size(axis) for axis in tensor.axes))
-        width = size[-1] if len(tensor.axes) > 2 else 4
-        values = normal(*size) if tensor.domain else normal(*size) * width**-0.5
-        x[tensor.name] = _within(values, tensor.domain).to(device, dtype)
+        lead = (case.B,) if "T" in tensor.axes else ()
+        x[tensor.name] = draw(tensor, *lead).to(device, dtype)
     if case.bounds is not None:
         x["cu_seqlens"] = torch.tensor(case.bounds, device=device)
+    reached = []
+    for _ in range(case.sequences):
+        before = {tensor.name: draw(tensor, T=5).double().numpy() for tensor in _arguments(spec)}
+        reached.append(meaning.run(spec, before)[1])
     for state in spec.state:
-        axes = (*state_heads(spec), *state.axes)
-        size = (case.sequences, *(case.size(axis) for axis in axes))
-        x[_initial(state)], x[_final(state)] = (normal(*size).to(device) for _ in range(2))
+        states = torch.tensor(np.stack([each[state.name] for each in reached]), dtype=torch.float32)
+        x[_initial(state)] = states.to(device)
+        x[_final(state)] = torch.randn(states.shape, generator=generator).to(device)
     return x
 
 

@@ -16,11 +16,13 @@ def text(
     decay: str = "",
     state: str = "S: [K, V]",
     qkv: str = QKV,
+    axes: str = "",
 ) -> str:
     """A spec. `inputs` come after `qkv`; statements are separated by semicolons."""
     lines = [
         "name: other",
         f"inputs: {{{qkv}{', ' * bool(inputs)}{inputs}}}",
+        f"axes: {{{axes}}}",
         f"decay: {{{decay}}}",
         f"state: {{{state}}}",
         "update:",
@@ -114,6 +116,42 @@ CASES = {
         "o = scale * dot(q, S) + m",
         decay="g: [T, H]",
         state="S: [K, V], m: [V]",
+    ),
+    "count": text(
+        "S = exp(g) * S + outer(k, v); n = exp(g) * n + 1",
+        "o = scale * dot(q, S) / (n + 1)",
+        decay="g: [T, H]",
+        state="S: [K, V], n: []",
+    ),
+    "pairs": text(
+        "S = exp(g) * S + outer(kron(k, silu(k), F), v); z = exp(g) * z + kron(k, k, F)",
+        "x = scale * q; o = dot(kron(x, q, F), S) / (1 + square(dot(kron(x, x, F), z)))",
+        decay="g: [T, H]",
+        state="S: [F, V], z: [F]",
+        axes="F: K*K",
+    ),
+    "series": text(
+        "S = S + outer(k, v); P = P + outer(kron(k, k, F), v); z = z + k",
+        "x = scale * q; o = (dot(x, S) - dot(kron(x, x, F), P) / 3) / (1 + square(dot(x, z)))",
+        state="S: [K, V], P: [F, V], z: [K]",
+        axes="F: K*K",
+    ),
+    "mean_of_tokens": text(
+        "S = S + outer(k, v); n = n + 1", "o = dot(q, S) / n", state="S: [K, V], n: []"
+    ),
+    "pairs_of_two": text(
+        "S = exp(g) * S + outer(kron(k, b, F), v)",
+        "o = scale * dot(kron(q, a, F), S)",
+        "a: [T, M], b: [T, H, M]",
+        "g: [T, H, M]",
+        axes="F: K*M",
+        state="S: [F, V]",
+    ).replace("exp(g)", "exp(mean(g, M))"),
+    "pairs_before": text(
+        output="o = dot(kron(q, q, F), prev(S)) + dot(kron(q, q, F), kron(k, k, F)) * v",
+        update="S = S + outer(kron(k, k, F), v)",
+        state="S: [F, V]",
+        axes="F: K*K",
     ),
     # timing
     "before": text(output="o = scale * dot(q, prev(S))"),
@@ -221,46 +259,66 @@ def _outer_products(draw: st.DrawFn) -> str:
     heads = draw(st.sampled_from((("H",), ("H",), ("H", "HV"), ("H", "HQ"), ("H", ""), ("",))))
     inputs = _Inputs(draw, heads)
     # the axis that reads sum over, and the one that they keep
-    along, across = draw(st.sampled_from((("K", "V"), ("K", "V"), ("V", "K"))))
+    along, across = draw(st.sampled_from((("K", "V"), ("K", "V"), ("V", "K"), ("F", "V"))))
     states, updates, terms = {}, [], []
     for state in draw(st.sampled_from(("S", "S", "SP"))):
-        states[state] = "[K, V]"
-        writes = [_write(draw, inputs, n) for n in "12"[: draw(st.integers(1, 2))]]
-        decay = inputs.decay(f"g_{state}", along)
+        states[state] = f"[{'F' if along == 'F' else 'K'}, V]"
+        writes = [_write(draw, inputs, n, along) for n in "12"[: draw(st.integers(1, 2))]]
+        decay = inputs.decay(f"g_{state}", *[along] * (along != "F"))
         updates.append(f"{state} = {decay}{state} + {' + '.join(writes)}")
         read = draw(st.sampled_from(("{}", "{}", "{}", "prev({})"))).format(state)
         term = draw(st.sampled_from(("{}", "scale * {}", "scale * {}", "r * {}")))
         if term.startswith("r"):
             inputs("r", across)
-        query = inputs("q", along)
+        query = _pairs(draw, inputs, "q") if along == "F" else inputs("q", along)
         terms.append(term.format(f"dot({query}, {read})"))
-        if "prev" in read and draw(st.booleans()):
+        if "prev" in read and along != "F" and draw(st.booleans()):
             u, k, v = inputs("u", along, least=""), inputs("k_1", "K"), inputs("v_1", "V")
             k, v = (k, v) if along == "K" else (v, k)
             terms.append(f"scale * dot({query}, {u} * {k}) * {v}")
     output = " + ".join(terms)
-    match draw(st.sampled_from(("plain", "plain", "skip", "gate", "normaliser", "norm", "vector"))):
+    match draw(st.sampled_from(OUTPUTS)):
         case "skip":
             output += f" + {inputs('d', across, least='')} * {inputs('c', across)}"
         case "gate":
             output = f"sigmoid({inputs('w', across)}) * ({output})"
         case "normaliser":
-            states["z"] = f"[{along}]"
-            updates.append(f"z = {inputs.decay('g_z', along)}z + exp({inputs('y', along)})")
-            output = f"({output}) / (dot(exp({inputs('x', along)}), z) ** 2 + 1)"
+            summed = "K" if along == "F" else along
+            states["z"] = f"[{summed}]"
+            updates.append(f"z = {inputs.decay('g_z', summed)}z + exp({inputs('y', summed)})")
+            output = f"({output}) / (dot(exp({inputs('x', summed)}), z) ** 2 + 1)"
         case "norm":
             output = f"({output}) * rsqrt(mean(({output}) * ({output}), {across}) + 1)"
+        case "count":
+            states["n"] = "[]"
+            updates.append(f"n = {inputs.decay('g_n')}n + {inputs('c')}")
+            output = f"({output}) / (n * n + 1)"
         case "vector":
             states["m"] = f"[{across}]"
             updates.append(f"m = {inputs.decay('g_m')}m + {inputs('c', across)}")
             output += " + m"
     lines = ", ".join(inputs.lines.values())
-    return text("; ".join(updates), f"o = {output}", qkv=lines, state=_joined(states))
+    axes = "F: K*K" * (along == "F")
+    return text("; ".join(updates), f"o = {output}", qkv=lines, state=_joined(states), axes=axes)
 
 
-def _write(draw: st.DrawFn, inputs: _Inputs, n: str) -> str:
+OUTPUTS = ("plain", "plain", "skip", "gate", "normaliser", "norm", "vector", "count")
+
+
+def _pairs(draw: st.DrawFn, inputs: _Inputs, name: str) -> str:
+    """A vector of pairs of features."""
+    x = inputs(name, "K")
+    y = inputs(f"{name}_too", "K") if draw(st.booleans()) else x
+    other = draw(st.sampled_from((y, y, f"silu({y})", f"{y} * rsqrt(sum({y} * {y}, K) + 1)")))
+    return f"kron({x}, {other}, F)"
+
+
+def _write(draw: st.DrawFn, inputs: _Inputs, n: str, along: str) -> str:
     """An outer product of expressions of inputs."""
-    k, v = inputs(f"k_{n}", "K"), inputs(f"v_{n}", "V")
+    v = inputs(f"v_{n}", "V")
+    if along == "F":
+        return f"outer({_pairs(draw, inputs, f'k_{n}')}, {v})"
+    k = inputs(f"k_{n}", "K")
     unit = f"{k} * rsqrt(sum({k} * {k}, K) + 1)"
     key = draw(st.sampled_from((k, k, f"silu({k})", f"(1 - exp({k}))", "beta", unit)))
     if key == "beta":

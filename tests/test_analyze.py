@@ -58,6 +58,7 @@ def spec(update: str, output: str = READ, state: str = "S: [K, V]", **changes: s
     lines += [f"  {n}: {changes.get(n, axes)}" for n, axes in INPUTS.items() if n in words]
     decays = [f"  {n}: {changes.get(n, axes)}" for n, axes in DECAYS.items() if n in words]
     lines += ["decay:", *decays] if decays else []
+    lines += ["axes: {F: K*K, E: K*V}"] if "kron" in words else []
     lines += [f"state: {{{state}}}"]
     for section, statements in (("update", update), ("output", output)):
         lines += [f"{section}:", *(f"  - {each.strip()}" for each in statements.split(";"))]
@@ -83,6 +84,24 @@ def facts(recurrence: Recurrence) -> str:
 
 CASES = {
     "linear_attn": (partial(spec, "S = S + outer(k, v)"), "OUTER_PRODUCT | S: NONE 0; k x v"),
+    "pairs of features": (
+        partial(
+            spec,
+            "S = exp(g) * S + outer(kron(k, beta * p, F), v)",
+            "o = dot(kron(q, scale * q, F), S)",
+            "S: [F, V]",
+        ),
+        "OUTER_PRODUCT | S: SCALAR g; kron(k, p, F) x beta*v",
+    ),
+    "a number for all tokens": (
+        partial(
+            spec,
+            "n = alpha * n + beta; S = S + outer(k, v)",
+            "o = dot(q, S) / n",
+            "S: [K, V], n: []",
+        ),
+        "OUTER_PRODUCT | S: NONE 0; k x v | n: SCALAR log(alpha); beta x 1",
+    ),
     "lightning": (
         partial(spec, "S = exp(gh) * S + outer(k, v)"),
         "OUTER_PRODUCT | S: CONSTANT gh; k x v",
@@ -566,12 +585,25 @@ error[FG208]: `softmax(k, K)` is not generated inside a recurrence yet
   |                   ^^^^^^^^^^^^^
   = help: apply the softmax to the input before the call""",
     ),
+    (
+        "z = z + k; S = S + outer(k, v)",
+        "o = dot(kron(q, z, F), kron(k, k, F)) * dot(q, S)",
+        """\
+error[FG209]: `kron(q, z, F)` takes a state, or a read of one
+  --> spec.yaml:12:13
+   |
+12 |   - o = dot(kron(q, z, F), kron(k, k, F)) * dot(q, S)
+   |             ^^^^^^^^^^^^^
+   = `kron` pairs the features of inputs
+   = help: contract a `kron` of inputs with a state, as in `dot(kron(q, q, F), S)`""",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("update", "output", "expected"), MISTAKES, ids=lambda text: text[:40])
 def test_message(update: str, output: str, expected: str):
-    assert message(spec(update, output)) == expected
+    state = "z: [K], S: [K, V]" if "z = " in update else "S: [K, V]"
+    assert message(spec(update, output, state)) == expected
 
 
 def test_every_code_has_a_message():

@@ -22,6 +22,8 @@ from outer_product_cases import CASES, GATED, SCANS, random_specs, text
 
 from flagen.accuracy import compare as errors
 from flagen.accuracy import error, floor
+from flagen.analyze.recurrence import symbol
+from flagen.derive.attention import X, check_attention, scores_of
 from flagen.derive.check import check
 from flagen.derive.derivation import Derivation, Pass
 from flagen.diagnostics import FlagenError, InternalError
@@ -37,6 +39,7 @@ COUNT = int(os.environ.get("FLAGEN_RANDOM_SPECS", "100"))
 PACKED = Case(1, 21, 1, 5, 6, (0, 0, 1, 19, 21, 21))
 RAGGED = Case(2, 35, 2, 12, 20)
 EVERY = {**CASES, **{f"scan {name}": spec for name, spec in SCANS.items()}}
+PAIRWISE = ("beta", "l2norm", "one_state", "series", "mean_of_tokens")
 HALF = ("sigmoid_decay", "shared_keys", "normaliser", "two_states", "before_constant", "skip")
 
 
@@ -67,14 +70,14 @@ def verify(
     change: Callable[[str, torch.Tensor], torch.Tensor] = lambda _, x: x,
 ) -> None:
     """Every result within its bound."""
-    spec, module = made
+    (spec, module), state = made, form != "parallel"
     x = {name: change(name, tensor) for name, tensor in make(spec, case, dtype, device).items()}
     naive = getattr(module, f"naive_{spec.name}")
-    exact, usual = run(naive, cast(x, torch.float64), spec, True), run(naive, x, spec, True)
+    exact, usual = run(naive, cast(x, torch.float64), spec, state), run(naive, x, spec, state)
     with poisoned_memory():
-        found = run(getattr(module, f"{form}_{spec.name}"), x, spec, True)
+        found = run(getattr(module, f"{form}_{spec.name}"), x, spec, state)
     assert found.keys() == exact.keys()
-    times = cache(partial(conditions_of_sums, naive, x, spec, True))
+    times = cache(partial(conditions_of_sums, naive, x, spec, state))
     for name, off, bound in errors(found, exact, usual, dtype, times):
         assert off <= bound, f"{name}: {off:.2e} > {bound:.2e}"
         assert found[name].dtype == usual[name].dtype, name
@@ -83,6 +86,46 @@ def verify(
 @pytest.mark.parametrize("name", EVERY)
 def test_packed(name: str, build: Build, device: torch.device) -> None:
     verify(build(EVERY[name]), PACKED, torch.float32, device)
+
+
+@pytest.mark.parametrize("case", [PACKED, RAGGED, Case(1, 70, 1, 40, 70)], ids=str)
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_pairs_of_tokens(name: str, case: Case, build: Build, device: torch.device) -> None:
+    """The T x T form: several blocks of rows, and blocks of what they sum over."""
+    verify(build(CASES[name]), case, torch.float32, device, "parallel")
+
+
+@pytest.mark.parametrize("name", ["series", "l2norm"])
+def test_pairs_of_tokens_in_half(name: str, build: Build, device: torch.device) -> None:
+    verify(build(CASES[name]), RAGGED, torch.float16, device, "parallel")
+
+
+def test_scores_are_polynomials_of_one_product() -> None:
+    """No pair of features is formed, and what is added up has one score."""
+    attention = derived("series").attention
+    assert attention is not None
+    assert str(attention.score) == "-scale**2*x**2/3 + scale*x"
+    assert str(attention.weight) == "scale*x"
+    assert attention.axes == ("K", "V")
+
+
+SERIES = symbol("scale") * X - (symbol("scale") * X) ** 2 / 3
+WRONG_SCORES: dict[str, dict[str, Any]] = {
+    "another score": {"scores": scores_of(X, X)},
+    "another weight": {"scores": scores_of(SERIES, 2 * X)},
+    "another slope": {"slopes": scores_of(X, None)},
+    "another key": {"key": symbol("q")},
+    "another output": {"output": symbol("read_0")},
+}
+
+
+@pytest.mark.parametrize("slip", WRONG_SCORES)
+def test_pairs_of_tokens_are_checked(slip: str) -> None:
+    derivation = derived("series")
+    assert derivation.attention is not None
+    wrong = replace(derivation.attention, **WRONG_SCORES[slip])
+    with pytest.raises(InternalError, match="the T x T form of other gives another"):
+        check_attention(derivation.recurrence, derivation.token, wrong)
 
 
 @pytest.mark.parametrize("name", HALF)
@@ -142,7 +185,7 @@ def test_compiled(build: Build, device: torch.device) -> None:
 def test_random_specs(spec: str) -> None:
     """Whatever the equations, the chunk forms mean the same: `derive` checks it."""
     derivation = Pipeline().derive(Pipeline().recognise(spec))
-    assert derivation.forms == ("chunk", "fused_chunk", "fused_recurrent") or derivation.plain
+    assert derivation.forms[:3] == ("chunk", "fused_chunk", "fused_recurrent")
 
 
 def test_random_kernels(build: Build, device: torch.device) -> None:
@@ -154,6 +197,31 @@ def test_random_kernels(build: Build, device: torch.device) -> None:
         verify(build(spec), PACKED, torch.float32, device)
 
     each()
+
+
+NO_PAIRS = {
+    "take no decay": CASES["pairs"],
+    "reads `S` before the update": CASES["pairs_before"],
+    "made of 2 products": text(output="o = dot(q, S) + dot(p, S)", inputs="p: [T, H, K]"),
+    "no polynomial": text(
+        "S = S + outer(kron(k, k, F) + kron(q, k, F), v)",
+        "o = dot(kron(q, q, F), S)",
+        state="S: [F, V]",
+        axes="F: K*K",
+    ),
+    "other sums": text(
+        "S = S + outer(k, v); P = P + outer(k, w)",
+        "o = dot(q, S) * dot(q, P)",
+        "w: [T, H, V]",
+        state="S: [K, V], P: [K, V]",
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", NO_PAIRS)
+def test_no_pairs_of_tokens_in_words(reason: str) -> None:
+    derivation = Pipeline().derive(Pipeline().recognise(NO_PAIRS[reason]))
+    assert reason in dict(derivation.refused)["parallel"]
 
 
 REFUSED = {

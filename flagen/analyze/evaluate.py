@@ -9,8 +9,8 @@ from typing import Any
 import sympy
 
 from flagen.analyze.functions import NUMPY_OF, POINTWISE
-from flagen.analyze.named import Named, pointwise, scalar, total
-from flagen.analyze.recurrence import Contract, is_feature
+from flagen.analyze.named import Named, kron, pointwise, scalar, total
+from flagen.analyze.recurrence import Contract, Kron, is_feature
 from flagen.parse.spec import Apply, Expression, Number, Symbol
 
 _OPERATORS: dict[str, Callable[..., Any]] = {
@@ -45,6 +45,11 @@ def evaluate(
         assert isinstance(axis, Symbol)
         summed = total(operand, axis.name, sizes[axis.name])
         return summed if op == "sum" else Named(summed.axes, summed.data / sizes[axis.name])
+    if op == "kron":
+        left, right = (evaluate(each, values, before, sizes) for each in expression.args[:2])
+        assert isinstance(expression.args[2], Symbol)
+        factors = tuple(next(filter(is_feature, each.axes)) for each in (left, right))
+        return kron(left, right, (factors[0], factors[1]), expression.args[2].name, sizes)
     args = [evaluate(argument, values, before, sizes) for argument in expression.args]
     if op == "dot":
         product = pointwise(operator.mul, *args)
@@ -65,5 +70,8 @@ def value_of(
     if isinstance(expression, Contract):
         inner = value_of(expression.expression, values, sizes)
         return total(inner, expression.axis, sizes[expression.axis])
+    if isinstance(expression, Kron):
+        left, right = (value_of(each, values, sizes) for each in expression.vectors)
+        return kron(left, right, expression.factors, expression.axis, sizes)
     operands = [value_of(part, values, sizes) for part in expression.args]
     return pointwise(NUMPY_OF[expression.func], *operands)

@@ -55,7 +55,7 @@ def joint_family(
 
 
 def _against_scan(state: StateRecurrence, axes: Axes) -> str | None:
-    if len(state.axes) != 1:
+    if len(state.axes) > 1:
         return f"`{state.name}` has the axes [{', '.join(state.axes)}], a scan's state has one axis"
     return _obstacle(state, axes) or _reads_itself(state)
 

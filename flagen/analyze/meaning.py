@@ -153,7 +153,7 @@ def small_sizes(spec: Spec) -> dict[str, int]:
     sizes = {"T": 7, "G": 1, "H": 2, "HV": 4, "HQ": 4}
     axes = [axis for tensor in spec.inputs for axis in tensor.axes]
     features = filter(is_feature, dict.fromkeys(axes))
-    return sizes | {axis: 3 + n for n, axis in enumerate(features)}
+    return spec.sized(sizes | {axis: 3 + n for n, axis in enumerate(features)})
 
 
 def check(recurrence: Recurrence) -> None:

@@ -105,6 +105,17 @@ def softmax(expression: Apply) -> Mistake:
     )
 
 
+def kron(expression: Apply) -> Mistake:
+    """A `kron` of a state or a read, FG209."""
+    return _mistake(
+        "FG209",
+        f"`{unparse(expression)}` takes a state, or a read of one",
+        expression.span,
+        "`kron` pairs the features of inputs",
+        fix="contract a `kron` of inputs with a state, as in `dot(kron(q, q, F), S)`",
+    )
+
+
 def bilinear(expression: Apply, atom: Atom) -> Mistake:
     """A read in an update that contracts both axes of a state, FG205."""
     return _mistake(

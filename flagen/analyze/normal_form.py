@@ -24,7 +24,7 @@ from flagen.analyze.linear import (
     pull_out,
 )
 from flagen.analyze.mistakes import Mistake
-from flagen.analyze.recurrence import Contract, is_feature, output_heads, symbol
+from flagen.analyze.recurrence import Contract, Kron, is_feature, output_heads, symbol
 from flagen.diagnostics import Diagnostic, FlagenError, in_file_order
 from flagen.parse.spec import Apply, Expression, Number, Spec, Statement, Symbol
 
@@ -82,6 +82,7 @@ class _Step:
         self.axes: dict[str, tuple[str, ...]] = {"scale": ()}
         if spec:
             self.axes |= {axis: () for tensor in spec.inputs for axis in tensor.axes}  # its size
+            self.factors = {product.name: product.factors for product in spec.products}
             self.axes |= {tensor.name: tensor.axes for tensor in spec.inputs}
             self.batch = ("T", *output_heads(spec))
         self.features = {
@@ -134,7 +135,10 @@ class _Step:
                 raise mistakes.frozen(expression)
             case Apply(("sum" | "mean") as op, (operand, Symbol(axis))):
                 total = self.contracted(expression, self.evaluate(operand), (axis,))
-                return total if op == "sum" else total.map(lambda c: c / symbol(axis))
+                size = sympy.Mul(*map(symbol, self.factors.get(axis, (axis,))))
+                return total if op == "sum" else total.map(lambda c: c / size)
+            case Apply("kron", (*vectors, Symbol(axis))):
+                return self.kron(expression, [self.evaluate(each) for each in vectors], axis)
             case Apply("softmax", (operand, _)):
                 raise self.softmax(expression, self.evaluate(operand))
         assert isinstance(expression, Apply)
@@ -166,6 +170,9 @@ class _Step:
             return self.features.get(expression.name, frozenset())
         if not isinstance(expression, Apply):
             return frozenset()
+        if expression.op == "kron":
+            axis = expression.args[2]
+            return frozenset({axis.name if isinstance(axis, Symbol) else ""})
         if expression.op in ("sum", "mean"):
             operand, axis = expression.args
             return self.features_of(operand) - {axis.name if isinstance(axis, Symbol) else ""}
@@ -215,6 +222,17 @@ class _Step:
             raise mistakes.cut(expression, "reads one state with a read of another")
         left = tuple(a for a in atom.axes if a != axis)
         return Atom(atom.state, left, axis, query, atom.updated), outside
+
+    def kron(self, expression: Apply, values: list[Affine], axis: str) -> Affine:
+        """The pairs of two vectors of inputs, with what is no vector taken out."""
+        outside, vectors = sympy.S.One, []
+        for value, factor in zip(values, self.factors[axis], strict=True):
+            if value.atoms or self.has_reads(value.constant):
+                raise mistakes.kron(expression)
+            alone, vector = pull_out(value.constant, factor, self.axes)
+            outside *= alone
+            vectors.append(vector)
+        return constant(outside * Kron(*vectors, axis, *self.factors[axis]))
 
     def softmax(self, expression: Apply, value: Affine) -> Mistake:
         """What is wrong with a softmax: it needs its operand for all of an axis first."""

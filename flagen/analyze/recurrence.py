@@ -72,6 +72,48 @@ class Contract(sympy.Expr):
         return str(self.args[1])
 
 
+class Kron(sympy.Expr):
+    """`Kron(a, b, axis, factors)`: all products of two vectors' elements, along one named axis.
+
+    `factors` are the axes of the vectors.
+    """
+
+    __slots__ = ()
+    is_commutative = True
+    is_extended_real = True
+    is_real = True
+
+    def __new__(  # noqa: D102
+        cls, left: sympy.Expr, right: sympy.Expr, *axes: str | Str
+    ) -> Kron:
+        made: Kron = super().__new__(cls, left, right, *(Str(str(axis)) for axis in axes))
+        return made
+
+    def _sympystr(self, printer: Any) -> str:
+        return (
+            f"kron({printer.doprint(self.args[0])}, {printer.doprint(self.args[1])}, {self.axis})"
+        )
+
+    def _latex(self, printer: Any) -> str:
+        left, right = (printer.doprint(vector) for vector in self.vectors)
+        return rf"({left} \otimes {right})_{{{self.axis}}}"
+
+    @property
+    def vectors(self) -> tuple[sympy.Expr, sympy.Expr]:
+        """The two vectors."""
+        return self.args[0], self.args[1]
+
+    @property
+    def axis(self) -> str:
+        """The axis of the pairs."""
+        return str(self.args[2])
+
+    @property
+    def factors(self) -> tuple[str, str]:
+        """The axes of the vectors."""
+        return str(self.args[3]), str(self.args[4])
+
+
 @dataclass(frozen=True, slots=True)
 class Decay:
     """The diagonal transition, `factor`, and its natural logarithm.
@@ -197,7 +239,10 @@ def axes_of(expression: sympy.Expr, axes: Mapping[str, Iterable[str]]) -> frozen
         return frozenset(axes[expression.name])
     if isinstance(expression, Contract):
         return axes_of(expression.expression, axes) - {expression.axis}
-    return frozenset().union(*(axes_of(part, axes) for part in expression.args))
+    found = frozenset().union(*(axes_of(part, axes) for part in expression.args))
+    if isinstance(expression, Kron):
+        return frozenset(axis for axis in found if not is_feature(axis)) | {expression.axis}
+    return found
 
 
 def is_feature(axis: str) -> bool:

@@ -39,6 +39,7 @@ class Sequence:
                         raise ValueError(
                             f"{tensor.name} has {size} along {axis}, other inputs {sizes[axis]}"
                         )
+        sizes = spec.sized(sizes)
         numbers = {axis: scalar(size) for axis, size in sizes.items()}
         indices = {a.lower(): Named((a,), np.arange(n, dtype=float)) for a, n in sizes.items()}
         inputs = {}

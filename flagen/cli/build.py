@@ -267,8 +267,8 @@ def _decay(state: StateRecurrence) -> str:
         "NONE": "no decay",
         "CONSTANT": "decay per head",
         "SCALAR": "decay per token",
-        "KEY": f"decay over {state.axes[0]}",
-        "VALUE": f"decay over {state.axes[-1]}",
+        "KEY": f"decay over {', '.join(state.axes[:1])}",
+        "VALUE": f"decay over {', '.join(state.axes[1:])}",
         "BOTH": f"decay over {' and '.join(state.axes)}",
         "DENSE": "dense decay",
     }

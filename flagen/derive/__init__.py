@@ -2,15 +2,17 @@
 
 Every recurrence has the token level (`token`): one step as a program, and its adjoint. Which chunk
 forms there are is the family's matter. Those of outer products are walks (`outer_product`) on
-canonical operands (`operands`), between pointwise stages (`stages`). `chunks` gives walks a meaning
+canonical operands (`operands`), between pointwise stages (`stages`); where they are sums over all
+pairs of tokens, these can be formed instead (`attention`). `chunks` gives walks a meaning
 in NumPy, and `check` holds all of it against the spec's own meaning before any kernel exists.
 """
 
 from __future__ import annotations
 
 from flagen.analyze.recurrence import Recurrence, output_heads, symbol
+from flagen.derive.attention import attention_of
 from flagen.derive.check import check
-from flagen.derive.derivation import FORMS, Derivation, Pass, Walks
+from flagen.derive.derivation import FORMS, Attention, Derivation, Pass, Walks
 from flagen.derive.operands import passes_of, tensors_of
 from flagen.derive.outer_product import ADJOINT, FORWARD
 from flagen.derive.scan import Scan, check_scan, scan_of
@@ -32,7 +34,10 @@ def derive(recurrence: Recurrence) -> Derivation:
     spec, token = recurrence.spec, token_level(recurrence.spec)
     scan = scan_of(recurrence, token)
     walks = None if isinstance(scan, Scan) else _walks(recurrence, token)
-    reasons = _reasons(scan, walks)
+    attention = None
+    if isinstance(walks, Walks) and not walks.plain:
+        attention = attention_of(recurrence, token, walks)
+    reasons = _reasons(scan, walks, attention)
     for form in spec.forms or ():
         if form in reasons:
             family = f'its family is "{recurrence.family.value}"'
@@ -47,6 +52,7 @@ def derive(recurrence: Recurrence) -> Derivation:
         token=token,
         walks=walks if isinstance(walks, Walks) else None,
         scan=scan if isinstance(scan, Scan) else None,
+        attention=attention if isinstance(attention, Attention) else None,
         forms=made,
         refused=tuple((form, reasons.get(form, left_out)) for form in FORMS if form not in made),
     )
@@ -94,13 +100,14 @@ def _is_plain(
 _QK = ("T", "H", "K")
 
 
-def _reasons(scan: Scan | str | None, walks: Walks | str | None) -> dict[str, str]:
+def _reasons(
+    scan: Scan | str | None, walks: Walks | str | None, attention: Attention | str | None
+) -> dict[str, str]:
     """Why there are no forms beside the token level, for those that there are not."""
     if isinstance(scan, Scan):
         return {"parallel": "a scan has no products of pairs of tokens"}
     if isinstance(walks, Walks):
-        reason = "it takes q, k and v as they are, with a decay that is constant or none"
-        return {} if walks.plain else {"parallel": reason}
+        return {"parallel": attention} if isinstance(attention, str) else {}
     return dict.fromkeys(("chunk", "fused_chunk", "parallel"), scan or walks or "")
 
 

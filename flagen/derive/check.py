@@ -77,8 +77,8 @@ def _of_walk(one: Pass, axes: tuple[str, ...], state: Array, heads: int) -> Arra
     """A state as the walk has it: [H, K, V], all heads, and axes of size 1."""
     x = state.reshape(-1, *state.shape[state.ndim - len(axes) :])
     x = np.repeat(x, heads // x.shape[0], 0)
-    if len(axes) == 1:
-        return x[..., None] if one.axes[0] else x[:, None]
+    if len(axes) < 2:
+        return x.reshape(len(x), -1, 1) if one.axes[0] else x.reshape(len(x), 1, -1)
     return x if one.axes == axes else np.swapaxes(x, 1, 2)
 
 

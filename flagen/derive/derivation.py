@@ -10,6 +10,7 @@ import sympy
 from flagen.analyze.recurrence import Level, Recurrence
 from flagen.derive.scan import Scan
 from flagen.derive.stages import Stages
+from flagen.derive.step import Step
 from flagen.derive.token import TokenLevel
 
 FORMS = ("chunk", "fused_chunk", "fused_recurrent", "parallel")
@@ -109,16 +110,40 @@ class Walks:
 
 
 @dataclass(frozen=True, slots=True)
+class Attention:
+    """The T x T form: see `attention`. `axes` are those of query and key, and of the value.
+
+    `results` stand in `output` for the sum of values and, where there is a `weight`, that of
+    weights. `scores` computes both polynomials, A and W, from x, and `slopes` the slope of the
+    loss, A, from x, y and dn.
+    """
+
+    query: sympy.Expr
+    key: sympy.Expr
+    value: sympy.Expr
+    axes: tuple[str, str]
+    results: tuple[sympy.Symbol, ...]
+    score: sympy.Expr
+    weight: sympy.Expr | None
+    scores: Step
+    slopes: Step
+    output: sympy.Expr
+    stages: Stages
+
+
+@dataclass(frozen=True, slots=True)
 class Derivation:
     """The forms of a recurrence: one step and its adjoint, and the chunk forms, if there are any.
 
-    Those are `walks` or a `scan`. `refused` says, per form that is not made, why not.
+    Those are `walks` or a `scan`. `attention` is the form `parallel` of walks that are not plain.
+    `refused` says, per form that is not made, why not.
     """
 
     recurrence: Recurrence
     token: TokenLevel
     walks: Walks | None
     scan: Scan | None
+    attention: Attention | None
     forms: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
 

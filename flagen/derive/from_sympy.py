@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import partial, reduce
+from types import MappingProxyType
 
 import sympy
 
 from flagen.analyze.functions import expm1, log1p, relu, sigmoid, silu, softplus
-from flagen.analyze.recurrence import Contract
+from flagen.analyze.recurrence import Contract, Kron
 from flagen.derive.step import StepBuilder
+from flagen.parse.spec import Product
 
 _FUNCTIONS: dict[type, str] = {
     sympy.exp: "exp",
@@ -30,7 +32,10 @@ _FUNCTIONS: dict[type, str] = {
 
 
 def node_of(
-    builder: StepBuilder, expression: sympy.Expr, leaf: Callable[[sympy.Symbol], int]
+    builder: StepBuilder,
+    expression: sympy.Expr,
+    leaf: Callable[[sympy.Symbol], int],
+    products: Mapping[str, Product] = MappingProxyType({}),
 ) -> int:
     """The node of `expression`; `leaf` gives those of its symbols.
 
@@ -47,7 +52,13 @@ def node_of(
             case sympy.Number() | sympy.NumberSymbol():
                 return builder.number(Fraction(float(part)))
             case Contract():
-                return builder.sum(node(part.expression), part.axis)
+                total = node(part.expression)
+                for axis in products[part.axis].parts if part.axis in products else (part.axis,):
+                    total = builder.sum(total, axis)
+                return total
+            case Kron():
+                left, right = map(node, part.vectors)
+                return builder.kron(left, right, products[part.axis])
             case sympy.Add():
                 return joined("+", part.as_ordered_terms())
             case sympy.Mul():

@@ -107,8 +107,8 @@ def _obstacle(recurrence: Recurrence) -> str | None:
 
 def _axes(state: StateRecurrence, read: Read) -> tuple[str, str]:
     """The axis of the state that a read sums over and the one that it keeps; "" has size 1."""
-    (kept,) = {*state.axes, *[""] * (len(state.axes) == 1)} - {read.axis}
-    return read.axis, kept
+    kept = [axis for axis in state.axes if axis != read.axis]
+    return read.axis, kept[0] if kept else ""
 
 
 def _state_of(recurrence: Recurrence, read: Read) -> StateRecurrence:
@@ -117,7 +117,7 @@ def _state_of(recurrence: Recurrence, read: Read) -> StateRecurrence:
 
 def _factors(state: StateRecurrence) -> Iterator[tuple[sympy.Expr, str]]:
     """The factors of a state's writes, with the axis of each."""
-    first, second = (*state.axes, "")[:2]
+    first, second = (*state.axes, "", "")[:2]
     for write in state.writes:
         yield write.key, first
         yield write.value, second
@@ -127,7 +127,7 @@ def _operands(recurrence: Recurrence, read: Read, write: Write) -> Operands:
     """The operands of one walk, by its own decay alone; timing and bonus are not known yet."""
     state = _state_of(recurrence, read)
     key, value = (
-        (write.key, write.value) if read.axis == state.axes[0] else (write.value, write.key)
+        (write.key, write.value) if read.axis in state.axes[:1] else (write.value, write.key)
     )
     log = sympy.Add(*(log for _, log in state.decay.parts))
     if read.axis and read.axis in dict(state.decay.parts):

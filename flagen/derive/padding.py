@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from flagen.derive.step import Step
+from flagen.derive.step import Node, Step
 
 FINITE = "finite"
 """Some finite number that is not known."""
@@ -34,18 +34,32 @@ _BOUNDED = ("sigmoid", "tanh", "sign", "abs", "relu", "softplus")
 
 def held(step: Step, axis: str, leaves: Mapping[str, Held]) -> list[Held]:
     """What each node holds beyond the end of `axis`; inputs hold 0 but those in `leaves`."""
-    found: list[Held] = []
+    # a node that goes along another axis holds what its operand does beyond the end of that one
+    linked = any(node.op == "along" for node in step.nodes)
+    found: dict[str, list[Held]] = {each: [] for each in (step.order if linked else (axis,))}
     for node in step.nodes:
-        if node.op == "number":
-            found.append(float(node.detail))
-        elif axis not in node.axes:
-            found.append(FINITE)  # the same as within
-        elif node.op == "input":
-            found.append(leaves.get(str(node.detail), 0.0))
-        else:
-            varies = [axis in step.nodes[arg].axes for arg in node.args]
-            found.append(_result(node.op, [found[arg] for arg in node.args], varies))
-    return found
+        for each, values in found.items():
+            known = leaves if each == axis else dict.fromkeys(leaves)
+            values.append(_held(step, node, each, known, found))
+    return found[axis]
+
+
+def _held(
+    step: Step, node: Node, axis: str, leaves: Mapping[str, Held], found: dict[str, list[Held]]
+) -> Held:
+    """What one node holds beyond the end of `axis`, from what those before it do."""
+    if node.op == "number":
+        return float(node.detail)
+    if axis not in node.axes:
+        return FINITE  # the same as within
+    if node.op == "input":
+        return leaves.get(str(node.detail), 0.0)
+    if node.op == "along" and node.detail == axis:
+        (place,) = node.args
+        (given,) = {*step.nodes[place].axes} - {*node.axes}
+        return found[given][place]
+    varies = [axis in step.nodes[arg].axes for arg in node.args]
+    return _result(node.op, [found[axis][arg] for arg in node.args], varies)
 
 
 def _result(op: str, args: list[Held], varies: list[bool]) -> Held:
@@ -57,8 +71,8 @@ def _result(op: str, args: list[Held], varies: list[bool]) -> Held:
         return 0.0
     if op == "/" and first == 0.0 and not varies[1]:
         return 0.0
-    if op in ("sum", "expand"):
-        return first if first == 0.0 or op == "expand" else FINITE
+    if op in ("sum", "expand", "along"):
+        return FINITE if op == "sum" and first != 0.0 else first
     if len(known) == len(args):
         match op, known:
             case "+", [a, b]:

@@ -10,11 +10,12 @@ features are, and what a tensor lacks is broadcast forward and summed up backwar
   or neither, and there are features;
 - the heads of the coarsest kind, under their own name, where rows are tokens alone;
 - J: the heads of the next kind that share one of these, HV // H of them, and so on;
-- at most one feature axis per tensor.
+- at most one feature axis per tensor, which is two in tiles where it is a product.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,14 +23,15 @@ import numpy as np
 import sympy
 
 from flagen.analyze.evaluate import value_of
-from flagen.analyze.named import Named, pointwise, scalar
-from flagen.analyze.recurrence import is_feature
+from flagen.analyze.named import Named, parted, pointwise, scalar
+from flagen.analyze.recurrence import Kron, is_feature
 from flagen.derive.from_sympy import exact, node_of
 from flagen.derive.padding import masked_sums
 from flagen.derive.step import Label, Step, StepBuilder, pruned
 from flagen.derive.step_adjoint import adjoint
 from flagen.derive.step_meaning import evaluate_step
 from flagen.diagnostics import InternalError
+from flagen.parse.spec import Product
 
 Axes = tuple[str, ...]
 
@@ -60,14 +62,16 @@ class TileAxes:
     rows: str
     heads: tuple[tuple[str, str], ...]
     features: Axes
+    products: tuple[Product, ...]
 
     @staticmethod
-    def of(tensors: Iterable[Axes]) -> TileAxes:
+    def of(tensors: Iterable[Axes], products: tuple[Product, ...] = ()) -> TileAxes:
         """Those of a stage with tensors over these axes."""
         tensors = tuple(tensors)
-        features = tuple(
-            dict.fromkeys(axis for axes in tensors for axis in axes if is_feature(axis))
-        )
+        named = dict.fromkeys(axis for axes in tensors for axis in axes if is_feature(axis))
+        parts = {product.name: product.parts for product in products}
+        named |= dict.fromkeys(parts)
+        features = tuple(part for axis in named for part in parts.get(axis, (axis,)))
         kinds = [kind for kind in HEADS_COARSEST_FIRST if any(kind in axes for axes in tensors)]
         # Without features, heads are what loads run along.
         together = features and all(("T" in axes) == bool(head_of(axes)) for axes in tensors)
@@ -75,7 +79,19 @@ class TileAxes:
         names = ["" if together else kind for kind in kinds[:1]]
         for _ in kinds[1:]:
             names.append(_free("J", [*taken, *names]))
-        return TileAxes(_free("R", taken), tuple(zip(kinds, names, strict=True)), features)
+        heads = tuple(zip(kinds, names, strict=True))
+        return TileAxes(_free("R", taken), heads, features, products)
+
+    @property
+    def factors(self) -> dict[str, str]:
+        """The parts of products, and the axis that each is as long as."""
+        pairs = (zip(each.parts, each.factors, strict=True) for each in self.products)
+        return {part: factor for pair in pairs for part, factor in pair}
+
+    def sized(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """`sizes` with those of products, and parts as long as their factors."""
+        found = {**sizes, **{part: sizes[factor] for part, factor in self.factors.items()}}
+        return found | {p.name: math.prod(found[part] for part in p.parts) for p in self.products}
 
     @property
     def order(self) -> Axes:
@@ -93,7 +109,9 @@ class TileAxes:
         kinds = [kind for kind, _ in self.heads]
         depth = kinds.index(head_of(axes)) + 1 if head_of(axes) else 0
         heads = [name for _, name in self.heads[:depth] if name]
-        return (*rows, *heads, *filter(is_feature, axes))
+        parts = {product.name: product.parts for product in self.products}
+        features = (part for axis in filter(is_feature, axes) for part in parts.get(axis, (axis,)))
+        return (*rows, *heads, *features)
 
 
 def head_of(axes: Iterable[str]) -> str:
@@ -141,7 +159,11 @@ def _inside(name: str, inputs: Iterable[str]) -> str:
 
 
 def pointwise_program(
-    name: str, stage: str, results: Iterable[Result], tensors: Mapping[str, Axes]
+    name: str,
+    stage: str,
+    results: Iterable[Result],
+    tensors: Mapping[str, Axes],
+    products: Iterable[Product] = (),
 ) -> Pointwise:
     """The stage of the operator `name` that computes `results`, checked in float64.
 
@@ -153,13 +175,16 @@ def pointwise_program(
     results = tuple(results)
     symbols = {str(each) for result in results for each in result.expression.free_symbols}
     inputs = {tensor: axes for tensor, axes in tensors.items() if tensor in symbols}
-    sizers = _sizers(results, inputs, tensors)
+    paired = {each.axis for result in results for each in result.expression.atoms(Kron)}
+    paired |= {axis for result in results for axis in result.axes}
+    products = tuple(product for product in products if product.name in paired)
+    sizers = _sizers(results, inputs, tensors, products)
     every = [*inputs.values(), *(result.axes for result in results)]
     if any(sum(map(is_feature, axes)) > 1 for axes in every):
         raise InternalError(f"{name}: a pointwise stage takes one feature axis per tensor")
     if any("T" not in result.axes for result in results):
         raise InternalError(f"{name}: every result of a pointwise stage varies over T")
-    axes = TileAxes.of(every)
+    axes = TileAxes.of(every, products)
     forward = _forward(results, inputs, axes)
     backward = adjoint(forward, {}, frozenset())
     program = Pointwise(
@@ -179,14 +204,18 @@ def pointwise_program(
 
 
 def _sizers(
-    results: Iterable[Result], inputs: Mapping[str, Axes], tensors: Mapping[str, Axes]
+    results: Iterable[Result],
+    inputs: Mapping[str, Axes],
+    tensors: Mapping[str, Axes],
+    products: Iterable[Product],
 ) -> dict[str, Axes]:
     """The tensors that must be there although no result depends on them."""
     found: dict[str, Axes] = {}
     for result in results:
         if result.like != "float32" and result.like not in inputs:
             found[result.like] = tensors[result.like]
-        for axis in result.axes:
+        factors = {product.name: product.factors for product in products}
+        for axis in (each for one in result.axes for each in factors.get(one, (one,))):
             known = [*inputs.items(), *found.items()]
             if not any(axis in axes for _, axes in known):
                 tensor = next((each for each, axes in tensors.items() if axis in axes), None)
@@ -199,6 +228,7 @@ def _sizers(
 def _forward(results: Iterable[Result], inputs: Mapping[str, Axes], axes: TileAxes) -> Step:
     """The program of the results, each over all axes of its tile."""
     builder = StepBuilder(axes.order)
+    products = {product.name: product for product in axes.products}
 
     def leaf(symbol: sympy.Symbol) -> int:
         if symbol.name in inputs:
@@ -212,7 +242,7 @@ def _forward(results: Iterable[Result], inputs: Mapping[str, Axes], axes: TileAx
     nodes, labels = [], []
     for result in results:
         name = _inside(result.name, inputs)
-        node = node_of(builder, exact(result.expression), leaf)
+        node = node_of(builder, exact(result.expression), leaf, products)
         labels.append(Label(node, name, f"{result.name} = {result.expression}"))
         nodes.append((name, builder.expand(node, axes.tile(result.axes))))
     return pruned(Step(tuple(builder.nodes), (), tuple(labels), builder.order), nodes)
@@ -222,7 +252,7 @@ def _check(program: Pointwise) -> None:
     """Raise InternalError unless the programs mean what the expressions and their slopes do."""
     rng = np.random.default_rng(0)
     tiles = program.axes
-    sizes = {axis: 2 + n for n, axis in enumerate(tiles.order)}
+    sizes = tiles.sized({axis: 2 + n for n, axis in enumerate(tiles.order)})
     shapes = {name: tiles.tile(axes) for name, axes in program.inputs}
     values = {axis: scalar(sizes[axis]) for axis in tiles.features} | {"scale": scalar(0.7)}
 
@@ -235,6 +265,8 @@ def _check(program: Pointwise) -> None:
             axes = tiles.tile(result.axes)
             zeros = Named(axes, np.zeros([sizes[axis] for axis in axes]))
             value = value_of(result.expression, {**values, **inputs}, sizes)
+            for product in tiles.products:
+                value = parted(value, product.name, sizes)
             found[program.inside(result)] = pointwise(np.add, zeros, value)
         return found
 

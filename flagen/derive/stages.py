@@ -98,7 +98,9 @@ def stages_of(
     epilogue = None
     if str(output) not in results:
         last = Result(recurrence.output, output, ("T", *heads, *features), like)
-        epilogue = pointwise_program(spec.name, "epilogue", (last,), {**results, **tensors})
+        epilogue = pointwise_program(
+            spec.name, "epilogue", (last,), {**results, **tensors}, spec.products
+        )
     later = set(_tensors(epilogue))
     named = [(str(each.expression), each.axes) for each in every]
     whole = {name for name, axes in named if inputs.get(name) == axes}
@@ -119,7 +121,9 @@ def stages_of(
     found = tuple(tuple(map(tensor, one)) for one in wanted)
     simple = tuple(each for each in made if _is_simple(each, inputs))
     rest = [each for each in made if each not in simple]
-    prologue = pointwise_program(spec.name, "prologue", rest, tensors) if rest else None
+    prologue = (
+        pointwise_program(spec.name, "prologue", rest, tensors, spec.products) if rest else None
+    )
     taken = {*_tensors(prologue), *_tensors(epilogue)}
     return Stages(found, simple, prologue, epilogue, tuple(x for x in constants if x in taken))
 

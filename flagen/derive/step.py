@@ -2,7 +2,8 @@
 
 A `Step` is what the token-level kernels compute. Its inputs are a token's inputs and the states
 before the step, its results the states after the step and the output. Time and heads are gone: one
-program sees one token of one head, so the axes of a node are the features that it varies over.
+program sees one token of one head, so the axes of a node are the features that it varies over. A
+product of axes is one in memory and two in tiles: `kron(k, k, F)` is k by rows times k by columns.
 
 `StepBuilder` makes each value once: what two statements share is computed once, and so is what the
 adjoint shares with its forward (`step_adjoint`).
@@ -16,7 +17,7 @@ from fractions import Fraction
 
 from flagen.analyze.functions import POINTWISE
 from flagen.analyze.recurrence import is_feature
-from flagen.parse.spec import Apply, Expression, Number, Spec, Symbol
+from flagen.parse.spec import Apply, Expression, Number, Product, Spec, Symbol
 
 LEAVES = ("input", "number", "size")
 
@@ -27,7 +28,8 @@ class Node:
 
     `op` is an operator, a pointwise function, or one of
     - "input": `detail` is its name; "number": `detail` is its value; "size": of the axis `detail`;
-    - "sum": over the axis `detail`; "expand": the operand, which varies over some of `axes`.
+    - "sum": over the axis `detail`; "expand": the operand, which varies over some of `axes`;
+    - "along": the operand, one of whose axes is as long as `detail` and takes its name.
     """
 
     op: str
@@ -146,6 +148,21 @@ class StepBuilder:
         axes = tuple(each for each in self.axes(node) if each != axis)
         return self.add(Node("sum", (node,), axes, axis))
 
+    def along(self, node: int, axis: str, part: str) -> int:
+        """A value with its axis `axis` called `part`, of which it is as long."""
+        if axis not in self.axes(node):
+            return self.expand(node, (part,))
+        made = self.nodes[node]
+        if made.op == "along" and part in self.axes(made.args[0]):
+            return made.args[0]
+        axes = self.sorted(part if each == axis else each for each in made.axes)
+        return self.add(Node("along", (node,), axes, part))
+
+    def kron(self, left: int, right: int, product: Product) -> int:
+        """The pairs of two vectors, along the parts of `product`."""
+        each = zip((left, right), product.factors, product.parts, strict=True)
+        return self.apply("*", *(self.along(node, *names) for node, *names in each))
+
     def expand(self, node: int, axes: Iterable[str]) -> int:
         """The value as one that varies over `axes` too."""
         wanted = self.sorted((*axes, *self.axes(node)))
@@ -228,11 +245,12 @@ def axis_order(spec: Spec) -> tuple[str, ...]:
     """
     order: list[str] = []
     for state in spec.state:
-        for axis, after in zip(state.axes, (*state.axes[1:], ""), strict=True):
+        for axis, after in zip(state.axes, (*state.axes[1:], ""), strict=False):
             if axis not in order:
                 order.insert(order.index(after) if after in order else len(order), axis)
     axes = [axis for tensor in spec.inputs for axis in tensor.axes]
-    return tuple(dict.fromkeys([*order, *filter(is_feature, axes)]))
+    products = (product.name for product in spec.products)
+    return tuple(dict.fromkeys([*order, *filter(is_feature, axes), *products]))
 
 
 def output_axes(step: Step, output: str) -> tuple[str, ...]:
@@ -242,24 +260,26 @@ def output_axes(step: Step, output: str) -> tuple[str, ...]:
 
 def step_of(spec: Spec) -> Step:
     """The program of `spec`'s statements. The results are its states and its output."""
-    builder = StepBuilder(axis_order(spec))
+    builder = StepBuilder(spec.in_tiles(axis_order(spec)))
+    products = {product.name: product for product in spec.products}
     values = {
         tensor.name: builder.input(tensor.name, filter(is_feature, tensor.axes))
         for tensor in spec.inputs
     }
     values["scale"] = builder.input("scale")
-    before = {state.name: builder.input(state.name, state.axes) for state in spec.state}
+    tiles = {state.name: spec.in_tiles(state.axes) for state in spec.state}
+    before = {name: builder.input(name, axes) for name, axes in tiles.items()}
     values |= before
     labels: list[Label] = []
 
     def run(statements: Iterable[tuple[str, Expression, str]]) -> Iterator[Label]:
         for target, expression, text in statements:
-            values[target] = translated(builder, expression, values, before)
+            values[target] = translated(builder, expression, values, before, products)
             yield Label(values[target], target, text)
 
     labels += run((s.target, s.value, s.text) for s in spec.update)
-    for state in spec.state:
-        values[state.name] = builder.expand(values[state.name], state.axes)
+    for name, axes in tiles.items():
+        values[name] = builder.expand(values[name], axes)
     after = [(state.name, values[state.name]) for state in spec.state]
     labels += run((s.target, s.value, s.text) for s in spec.output)
     output = spec.output[-1].target
@@ -272,8 +292,13 @@ def translated(
     expression: Expression,
     values: Mapping[str, int],
     before: Mapping[str, int],
+    products: Mapping[str, Product],
 ) -> int:
     """The node of an expression; `before` has the states before the step."""
+
+    def node(part: Expression) -> int:
+        return translated(builder, part, values, before, products)
+
     match expression:
         case Number(numerator, denominator):
             return builder.number(Fraction(numerator, denominator))
@@ -282,10 +307,16 @@ def translated(
         case Apply("prev", (Symbol(name),)):
             return before[name]
         case Apply(("sum" | "mean") as op, (operand, Symbol(axis))):
-            total = builder.sum(translated(builder, operand, values, before), axis)
-            return total if op == "sum" else builder.apply("/", total, builder.size(axis))
+            total = node(operand)
+            for part in products[axis].parts if axis in products else (axis,):
+                total = builder.sum(total, part)
+                if op == "mean":
+                    total = builder.apply("/", total, builder.size(part))
+            return total
+        case Apply("kron", (left, right, Symbol(axis))):
+            return builder.kron(node(left), node(right), products[axis])
     assert isinstance(expression, Apply)
-    args = [translated(builder, argument, values, before) for argument in expression.args]
+    args = [node(argument) for argument in expression.args]
     if expression.op == "dot":
         product = builder.apply("*", *args)
         for axis in builder.sorted(set(builder.axes(args[0])) & set(builder.axes(args[1]))):

@@ -44,7 +44,8 @@ def adjoint(step: Step, states: Mapping[str, tuple[str, ...]], constants: frozen
             continue
         for operand, value in _operands(builder, step, place, gradients[place]):
             if builder.value(operand) is None:
-                give(operand, node.axes, value)
+                axes = builder.axes(operand) if node.op == "along" else node.axes
+                give(operand, axes, value)
     results = []
     for place, node in enumerate(step.nodes):
         name = str(node.detail)
@@ -73,6 +74,9 @@ def _operands(builder: StepBuilder, step: Step, place: int, d: int) -> list[tupl
             return [(a, apply("neg", d))]
         case (("sum" | "expand"), (a,)):
             return [(a, d)]
+        case "along", (a,):
+            (axis,) = set(builder.axes(a)) - set(node.axes)
+            return [(a, builder.along(d, str(node.detail), axis))]
     found = []
     for which, operand in enumerate(node.args):
         if builder.value(operand) is None:

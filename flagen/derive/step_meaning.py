@@ -13,7 +13,7 @@ import numpy as np
 
 from flagen.analyze.functions import POINTWISE
 from flagen.analyze.meaning import run, sample, small_sizes
-from flagen.analyze.named import Array, Named, pointwise, scalar, total
+from flagen.analyze.named import Array, Named, joined, parted, pointwise, scalar, total
 from flagen.analyze.recurrence import is_feature, output_heads, state_heads
 from flagen.analyze.sequence import Arrays, Sequence, walk
 from flagen.derive.step import Step
@@ -48,6 +48,10 @@ def evaluate_step(
             case "sum":
                 axis = str(node.detail)
                 values.append(total(operands[0], axis, sizes[axis]))
+            case "along":
+                (given,) = set(step.nodes[node.args[0]].axes) - set(node.axes)
+                axes = (str(node.detail) if a == given else a for a in operands[0].axes)
+                values.append(Named(tuple(axes), operands[0].data))
             case "expand":
                 data = np.ones([sizes[axis] for axis in node.axes])
                 values.append(pointwise(np.multiply, operands[0], Named(node.axes, data)))
@@ -65,8 +69,19 @@ def walk_forward(
     output = spec.output[-1].target
 
     def one(inputs: dict[str, Named], states: dict[str, Named]) -> tuple[Named, dict[str, Named]]:
-        results = evaluate_step(step, inputs | states, sequence.sizes)
-        return results[output], {name: results[name] for name in states}
+        tiles = {name: in_tiles(named) for name, named in states.items()}
+        results = evaluate_step(step, inputs | tiles, sequence.sizes)
+        return results[output], {name: in_memory(results[name]) for name in states}
+
+    def in_tiles(named: Named) -> Named:
+        for product in spec.products:
+            named = parted(named, product.name, sequence.sizes)
+        return named
+
+    def in_memory(named: Named) -> Named:
+        for product in spec.products:
+            named = joined(named, product.name)
+        return named
 
     return walk(sequence, sequence.start(initial), one)
 
@@ -106,8 +121,9 @@ def walk_backward(
                 rest = tuple(axis for axis in axes if axis != "T")
                 found[name][at] += _folded(results[f"d{name}"], rest, heads, sizes)
     for state in spec.state:
-        axes = (*state_heads(spec), *state.axes)
-        found[state.name] = _folded(carried[f"d{state.name}"], axes, heads, sizes)
+        axes = (*state_heads(spec), *spec.in_tiles(state.axes))
+        gradient = _folded(carried[f"d{state.name}"], axes, heads, sizes)
+        found[state.name] = gradient.reshape(np.shape(d_final[state.name]))
     return found
 
 
@@ -124,7 +140,10 @@ def _states(
         data = np.repeat(data, group, 0)
         if first:
             data = data * (np.arange(fine) % group == 0).reshape(-1, *[1] * len(state.axes))
-        found[state.name] = Named((*heads, *state.axes), data if heads else data[0])
+        named = Named((*heads, *state.axes), data if heads else data[0])
+        for product in sequence.spec.products:
+            named = parted(named, product.name, sizes)
+        found[state.name] = named
     return found
 
 

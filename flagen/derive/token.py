@@ -48,11 +48,13 @@ def arguments(spec: Spec) -> tuple[Tensor, ...]:
 def token_level(spec: Spec) -> TokenLevel:
     """The token level of `spec`, checked against its statements."""
     step = step_of(spec)
-    states = {state.name: state.axes for state in spec.state}
+    states = {state.name: spec.in_tiles(state.axes) for state in spec.state}
     constants = frozenset(tensor.name for tensor in spec.inputs if tensor.value is not None)
     backward = adjoint(step, states, constants)
     check_step(step, backward, spec)
     summed = {str(node.detail) for node in step.nodes if node.op == "sum"}
+    for product in spec.products:  # a tile is read by rows and by columns
+        summed |= {*product.factors, *product.parts}
     computed: dict[str, Held] = dict.fromkeys(constants)  # for every element of a tile
     forward = {axis: carried(step, axis, states, computed) for axis in step.order}
     gradients = [f"d{name}" for name in states]

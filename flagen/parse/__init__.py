@@ -7,7 +7,7 @@ from flagen.load import Node, Source
 from flagen.parse.draft import Declared, Draft, read
 from flagen.parse.rules import RULES, SHORTHANDS
 from flagen.parse.schema import check_schema, json_schema
-from flagen.parse.spec import Spec, State, Statement, Tensor
+from flagen.parse.spec import Product, Spec, State, Statement, Tensor
 
 __all__ = ["json_schema", "parse"]
 
@@ -30,10 +30,12 @@ def _spec(draft: Draft) -> Spec:
     if draft.scale is None:
         raise InternalError("parse accepted a spec without reading its scale")
     forms = draft.sections["forms"][1] if "forms" in draft.sections else None
+    products = ((name, *factors) for name, factors in draft.products.items())
     return Spec(
         name=draft.text("name") or "",
         doc=(draft.text("doc") or "").strip(),
         inputs=tuple(_tensor(each) for each in draft.tensors),
+        products=tuple(Product(name, (left, right)) for name, left, right in products),
         state=tuple(State(each.name, each.axes or (), each.span) for each in draft.states),
         update=_statements(draft, "update"),
         output=_statements(draft, "output"),

@@ -37,6 +37,7 @@ class Scope:
         self.functions = functions
         self.states: frozenset[str] = frozenset()
         self.order = order  # of axes, for messages
+        self.products: Mapping[str, tuple[str, ...]] = {}
         self.complete = True  # an unknown name is a mistake
         self.hints: dict[str, str] = {}
         self.otherwise: str | None = None  # what to do about a name that resembles no other
@@ -57,6 +58,8 @@ class Scope:
                 return self._read(op, argument)
             case Apply(op=op, args=(argument, axis)) if op in REDUCTIONS:
                 return self._reduction(op, argument, axis)
+            case Apply(op="kron", args=args, span=span):
+                return self._kron(args, span)
             case Apply(op=op, args=args, span=span):
                 parts = [self.axes_of(argument) for argument in args]
                 if op in FUNCTIONS and op not in POINTWISE:
@@ -121,6 +124,30 @@ class Scope:
             return None
         return axes if op == "softmax" else axes - {axis.name}
 
+    def _kron(self, args: tuple[Expression, ...], span: Span) -> Axes:
+        parts, axis = [self.axes_of(argument) for argument in args[:2]], args[2]
+        if not isinstance(axis, Symbol) or axis.name not in self.products:
+            found = quote(unparse(axis))
+            message = f"the third argument of `kron` must be a product of axes, not {found}"
+            notes = (f"products: {listing(self.products)}",) if self.products else ()
+            help = "declare it, as in `axes: {F: K*K}`"
+            self.problems.append(Diagnostic("FG117", message, axis.span, notes, help))
+            return None
+        factors = self.products[axis.name]
+        if not factors or not set(factors) <= set(self.order):
+            return None
+        for argument, own, factor in zip(args, parts, factors, strict=False):
+            if own is not None and {each for each in own if not is_outer(each)} != {factor}:
+                pairs = " * ".join(factors)
+                message = f"`kron` to {axis.name} = {pairs} needs a vector along {factor} here"
+                notes = (f"{quote(unparse(argument))} has the axes {self.show(own)}",)
+                self.problems.append(Diagnostic("FG118", message, argument.span, notes))
+                return None
+        left, right = parts
+        if left is None or right is None:
+            return None
+        return frozenset(filter(is_outer, left | right)) | {axis.name}
+
     def _product(
         self, op: str, args: tuple[Expression, ...], parts: list[Axes], span: Span
     ) -> Axes:
@@ -154,7 +181,7 @@ def check_axes(draft: Draft) -> Iterator[Diagnostic]:
     FG119: a state gets a value with axes it does not have; FG125: so does the output.
     """
     order = draft.axes()
-    sizes = {axis: NO_AXES for axis in order if axis != "T"}
+    sizes = {axis: NO_AXES for axis in order if axis != "T" and axis not in draft.products}
     for tensor in draft.tensors:
         if tensor.value is not None:
             own = {axis.lower(): NO_AXES for axis in tensor.axes or () if axis != "T"}
@@ -173,6 +200,7 @@ def check_axes(draft: Draft) -> Iterator[Diagnostic]:
 def _check_statements(draft: Draft, order: list[str]) -> Iterator[Diagnostic]:
     scope = Scope({"scale": NO_AXES}, order)
     scope.complete = draft.complete
+    scope.products = draft.products
     outer = _outer_axes(draft)
     for tensor in draft.tensors:
         scope.names[tensor.name] = tensor.sound
@@ -223,9 +251,13 @@ def _check_state(
 
 def _check_output(line: Line, axes: Axes, scope: Scope) -> Iterator[Diagnostic]:
     # It is per token and head, since every state and every input reaches it (FG122, FG123).
-    if axes is None or line.value is None or sum(not is_outer(axis) for axis in axes) < 2:
+    features = [axis for axis in axes or () if not is_outer(axis)]
+    pairs = [axis for axis in features if axis in scope.products]
+    if axes is None or line.value is None or (len(features) < 2 and not pairs):
         return
     message = f"the output `{line.target}` has the axes {scope.show(axes)}"
     notes = ("at most one feature axis is possible, as in [T, H, V]",)
+    if pairs:
+        notes = ("an output varies over no product of axes",)
     help = "contract the others, as in `dot(q, S)`"
     yield Diagnostic("FG125", message, line.value.span, notes, help)

@@ -78,6 +78,7 @@ class Draft:
     sections: dict[str, tuple[Node, Node]]
     problems: list[Diagnostic] = field(default_factory=list)
     tensors: list[Declared] = field(default_factory=list)
+    products: dict[str, tuple[str, ...]] = field(default_factory=dict)  # () if unreadable
     states: list[Declared] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     scale: Expression | None = None
@@ -93,13 +94,18 @@ class Draft:
         value = self.sections[section][1].value if section in self.sections else None
         return value if isinstance(value, str) else None
 
+    def pairs(self, section: str) -> tuple[tuple[Node, Node], ...]:
+        """The entries of a section that is a mapping."""
+        return self.sections[section][1].pairs if section in self.sections else ()
+
     def of(self, section: str) -> list[Line]:
         """The statements of a section."""
         return [line for line in self.lines if line.section == section]
 
     def axes(self) -> list[str]:
         """Every axis of the spec, in the order of the file."""
-        return list(dict.fromkeys(axis for each in self.declared for axis in each.axes or ()))
+        axes = (axis for each in self.declared for axis in each.axes or ())
+        return list(dict.fromkeys([*axes, *self.products]))
 
 
 def read(source: Source) -> Draft:
@@ -109,6 +115,9 @@ def read(source: Source) -> Draft:
     for name, (_, value) in draft.sections.items():
         if name not in KEYS and (value.kind != "scalar" or nearest(name, KEYS)):
             draft.complete = False  # it was probably meant to declare something
+    for axis, node in draft.pairs("axes"):
+        if AXIS.fullmatch(str(axis.value)):
+            draft.products[str(axis.value)] = read_product(node)
     for section, role in (("inputs", "input"), ("decay", "decay"), ("state", "state")):
         if section in draft.sections:
             _declare(draft, role, draft.sections[section][1])
@@ -145,6 +154,13 @@ def _axes(node: Node | None) -> tuple[str, ...] | None:
     names = tuple(str(item.value) for item in node.items)
     sound = all(AXIS.fullmatch(name) and name not in ("B", "N") for name in names)
     return names if sound else None
+
+
+def read_product(node: Node) -> tuple[str, ...]:
+    """The factors of a product of two axes, or nothing if it is none."""
+    text = node.value if isinstance(node.value, str) else ""
+    match = re.fullmatch(rf"({AXIS.pattern})\s*\*\s*({AXIS.pattern})", text.strip())
+    return (match[1], match[2]) if match else ()
 
 
 def read_domain(node: Node) -> Domain | None:
@@ -219,11 +235,12 @@ def _words(text: str) -> frozenset[str]:
 
 
 def _default_scale(draft: Draft) -> Expression:
-    """`K**-0.5` for the first axis of the first state with two axes, otherwise 1."""
+    """`K**-0.5` for the first axis, or its factor, of the first state with two; otherwise 1."""
     for state in draft.states:
         if state.axes and len(state.axes) == 2:
             half = Apply("neg", (Number(1, 2, state.span),), state.span)
-            return Apply("**", (Symbol(state.axes[0], state.span), half), state.span)
+            axis = (*draft.products.get(state.axes[0], ()), state.axes[0])[0]
+            return Apply("**", (Symbol(axis, state.span), half), state.span)
     return Number(1, 1, draft.source.root.span)
 
 
@@ -235,8 +252,8 @@ def axes_problem(each: Declared) -> str:
 def _state_axes(axes: tuple[str, ...]) -> str:
     if any(is_outer(axis) for axis in axes):
         return "tokens and heads are implicit"
-    if len(axes) not in (1, 2):
-        return "it needs one or two"
+    if len(axes) > 2:
+        return "at most two are possible"
     return "an axis appears twice" if len(set(axes)) < len(axes) else ""
 
 

@@ -44,7 +44,7 @@ POINTWISE = {
     )
 } | {"min": 2, "max": 2}
 REDUCTIONS = {"sum": 2, "mean": 2, "softmax": 2}
-FUNCTIONS = POINTWISE | REDUCTIONS | {"dot": 2, "outer": 2, "prev": 1, "frozen": 1}
+FUNCTIONS = POINTWISE | REDUCTIONS | {"dot": 2, "outer": 2, "kron": 3, "prev": 1, "frozen": 1}
 CONSTANT_FUNCTIONS = ("exp", "log", "sqrt", "sigmoid", "tanh", "abs", "min", "max")
 
 _TOKEN = re.compile(
@@ -275,7 +275,7 @@ class _Builder:
 
 
 def _arguments(count: int) -> str:
-    return "one argument" if count == 1 else "two arguments"
+    return ("one argument", "two arguments", "three arguments")[count - 1]
 
 
 def _unparse(expression: Expression, context: int) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 from flagen.diagnostics import Diagnostic, Span, quote
 from flagen.load import Node
-from flagen.parse.draft import AXIS, Draft, axes_problem
+from flagen.parse.draft import AXIS, Draft, axes_problem, is_outer
 from flagen.parse.expression import FUNCTIONS
+from flagen.parse.spec import parts_of
 
 MAX_NAME = 64
 
@@ -198,15 +199,41 @@ def bad_axes(draft: Draft) -> Iterator[Diagnostic]:
             message = f"{each.what} cannot have the axes [{', '.join(each.axes)}]: {problem}"
             notes = ("an input is [T, H, K], [T, H] or, as a parameter, [H, K], [H] or [K]",)
             if each.role == "state":
-                notes = ("a state is [K, V] or [K], per sequence and head",)
+                notes = ("a state is [K, V], [K] or [], per sequence and head",)
             yield Diagnostic("FG109", message, node.span, notes)
+    yield from _bad_products(draft)
     yield from _sizeless_axes(draft)
+
+
+def _bad_products(draft: Draft) -> Iterator[Diagnostic]:
+    """Products that cannot be read, or whose size is not known, or that an input has."""
+    sized = {axis for each in draft.tensors if not each.constant for axis in each.axes or ()}
+    for name, node in draft.pairs("axes"):
+        product = str(name.value)
+        if not _is_axis(product, draft):
+            yield _bad_axis(name)
+        elif isinstance(node.value, str) and not draft.products[product]:
+            message = f"{quote(node.value)} is no product of two axes"
+            help = "write it as in `F: K*K`"
+            yield Diagnostic("FG109", message, node.span, (), help)
+        for factor in dict.fromkeys(draft.products.get(product, ())):
+            if is_outer(factor) or factor not in sized:
+                message = f"`{factor}` cannot be a factor of `{product}`"
+                notes = ("factors are feature axes of inputs",)
+                yield Diagnostic("FG109", message, node.span, notes)
+    for each in draft.tensors:
+        for axis in filter(draft.products.__contains__, each.axes or ()):
+            message = f"{each.what} cannot have the axis `{axis}`, which is a product"
+            help = f"declare its factors as inputs, and write `kron(a, b, {axis})`"
+            span = each.axes_node.span if each.axes_node else each.span
+            yield Diagnostic("FG109", message, span, (), help)
 
 
 def _is_axis(name: str, draft: Draft) -> bool:
     # BK, BV, NT, … are what generated code calls blocks and their numbers.
-    block = name[:1] in ("B", "N") and name[1:] in ("", "C", "S", *draft.axes(), "T")
-    return AXIS.fullmatch(name) is not None and not block
+    parts = [part for product in draft.products for part in parts_of(product)]
+    block = name[:1] in ("B", "N") and name[1:] in ("", "C", "S", *draft.axes(), *parts, "T")
+    return AXIS.fullmatch(name) is not None and not block and name not in parts
 
 
 def _bad_axis(item: Node) -> Diagnostic:
@@ -229,6 +256,7 @@ def _sizeless_axes(draft: Draft) -> Iterator[Diagnostic]:
     if not draft.complete or any(each.sound is None for each in draft.declared):
         return
     sized = {axis for each in draft.tensors if not each.constant for axis in each.axes or ()}
+    sized |= draft.products.keys()
     if "T" not in sized and draft.tensors:
         span = draft.sections["inputs"][0].span
         yield Diagnostic("FG109", "no input is per token", span, (), "begin its axes with `T`")

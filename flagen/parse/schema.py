@@ -42,8 +42,10 @@ def _pattern(description: str, pattern: str) -> Any:
     return Field(description=description, json_schema_extra={"pattern": pattern})
 
 
-_Axis = Annotated[str, _pattern("An axis, e.g. T, H or K", "^[A-Z][A-Z0-9]{0,3}$")]
+_AXIS = "[A-Z][A-Z0-9]{0,3}"
+_Axis = Annotated[str, _pattern("An axis, e.g. T, H or K", f"^{_AXIS}$")]
 _Axes = Annotated[list[_Axis], Field(description="Axes in memory order, without the batch")]
+_Product = Annotated[str, _pattern("The axes of the pairs, e.g. K*K", rf"^{_AXIS} *\* *{_AXIS}$")]
 _Statement = Annotated[str, Field(description="target = expression")]
 _Statements = Annotated[
     Annotated[list[_Statement], Tag(_TAG + "list")] | Annotated[_Statement, Tag(_TAG + "scalar")],
@@ -103,8 +105,9 @@ class _Spec(_Model):
     name: Annotated[str, _pattern("The op's name", "^[a-z][a-z0-9_]*$")]
     doc: str = Field("", description="What it is, for the generated docstring")
     inputs: dict[str, _axes_or(_Input)] = Field(description="Tensors with a gradient")  # type: ignore[valid-type]
+    axes: dict[str, _Product] = Field({}, description="Axes of pairs, such as F: K*K")
     decay: dict[str, _axes_or(_Decay)] = Field({}, description="Decays, as logarithms")  # type: ignore[valid-type]
-    state: dict[str, _Axes] = Field(description="States, one or two axes each")
+    state: dict[str, _Axes] = Field(description="States, at most two axes each")
     update: _Statements = Field(description="How a token changes the states, in order")
     output: _Statements = Field(description="What is read; the last statement is the output")
     scale: _Formula = Field("", description="Default of the argument `scale`")
@@ -205,7 +208,7 @@ def _wrong_kind(source: Source, location: Location) -> Diagnostic:
     node, _, path = _descend(source.root, location)
     pattern = path[:1] + tuple("*" if i == 0 else part for i, part in enumerate(path[1:]))
     where = quote(path[-1]) if path else "a spec"
-    expected = _EXPECTED.get(pattern) or _EXPECTED[("axes",)]
+    expected = _EXPECTED.get(pattern, "a list of axes, such as `[T, H, K]`")
     if location and isinstance(location[-1], int):
         where = f"an item of {quote(path[-2])}"
         expected = _ITEMS.get(path[0], "the name of an axis, such as `K`")
@@ -249,5 +252,6 @@ _EXPECTED: dict[tuple[str, ...], str] = {
     ("forms",): "a list such as `[chunk, fused_recurrent]`",
     ("decay", "*", "value"): "an expression",
     ("state", "*"): "a list of axes, such as `[K, V]`",
-    ("axes",): "a list of axes, such as `[T, H, K]`",
+    ("axes",): "a mapping of names to products, such as `F: K*K`",
+    ("axes", "*"): "a product of two axes, such as `K*K`",
 }

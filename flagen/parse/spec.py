@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flagen.diagnostics import Span
@@ -63,6 +65,27 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """An axis of pairs, `F: K*L`: element i of K and j of L have the index i L + j.
+
+    In memory it is one axis. In the tiles of kernels it is two, `parts`, as long as the `factors`.
+    """
+
+    name: str
+    factors: tuple[str, str]
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """What its two axes are called in tiles."""
+        return parts_of(self.name)
+
+
+def parts_of(name: str) -> tuple[str, str]:
+    """The names of a product's axes in tiles: F1 and F2."""
+    return f"{name}1", f"{name}2"
+
+
+@dataclass(frozen=True, slots=True)
 class Statement:
     """`target = value`. `text` is the statement as the user wrote it."""
 
@@ -79,6 +102,7 @@ class Spec:
     name: str
     doc: str
     inputs: tuple[Tensor, ...]  # inputs, then decays, in the order of the file
+    products: tuple[Product, ...]
     state: tuple[State, ...]
     update: tuple[Statement, ...]
     output: tuple[Statement, ...]
@@ -86,3 +110,17 @@ class Spec:
     forms: tuple[str, ...] | None  # None: every form that the mathematics allows
     forms_span: Span | None
     source: Source
+
+    def sized(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """`sizes` with those of products and of their parts."""
+        found = dict(sizes)
+        for product in self.products:
+            lengths = [sizes[factor] for factor in product.factors]
+            found |= zip(product.parts, lengths, strict=True)
+            found[product.name] = math.prod(lengths)
+        return found
+
+    def in_tiles(self, axes: Iterable[str]) -> tuple[str, ...]:
+        """Axes of memory as those of tiles: products taken apart."""
+        parts = {product.name: product.parts for product in self.products}
+        return tuple(part for axis in axes for part in parts.get(axis, (axis,)))

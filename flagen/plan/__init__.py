@@ -148,6 +148,17 @@ _PARALLEL = ModulePlan(
     kernels=("decay", "parallel_walk", "parallel_fwd", "parallel_bwd"),
     tiles=(PARALLEL,),
 )
+ATTENTION = TileTable(
+    "attention",
+    half=(Tile(256, 64, 64, 64, 4, 2),),
+    single=(Tile(256, 32, 32, 64, 4, 1),),
+)
+_ATTENTION = ModulePlan(
+    file="parallel.py",
+    template="module/attention.py.jinja",
+    kernels=("attention_products", "attention"),
+    tiles=(ATTENTION,),
+)
 _NAIVE = ModulePlan(file="naive.py", template="module/naive.py.jinja", kernels=(), tiles=())
 _INIT = ModulePlan(file="__init__.py", template="module/init.py.jinja", kernels=(), tiles=())
 
@@ -160,7 +171,7 @@ def plan(derivation: Derivation) -> KernelPlan:
     if "fused_recurrent" in derivation.forms:
         modules.append(_RECURRENT if derivation.plain else _TOKEN)
     if "parallel" in derivation.forms:
-        modules.append(_PARALLEL)
+        modules.append(_PARALLEL if derivation.plain else _ATTENTION)
     return KernelPlan(derivation, tuple(modules), LEAST_SEGMENT)
 
 

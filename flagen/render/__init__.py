@@ -20,6 +20,7 @@ from flagen.parse.expression import unparse
 from flagen.parse.spec import Spec
 from flagen.plan.kernel_plan import KernelPlan, ModulePlan, Tile, TileTable
 from flagen.plan.scan import ScanModule
+from flagen.render.attention import attention_context
 from flagen.render.chunk import check_arguments, chunk_context
 from flagen.render.decay import LOG2_E, DecayLines, decay_lines
 from flagen.render.environment import Block, fill
@@ -84,6 +85,8 @@ def _context(plan: KernelPlan, module: ModulePlan) -> object:
             return reference_context(plan.derivation)
         case "module/token.py.jinja":
             return token_context(plan.derivation, module.kernels)
+        case "module/attention.py.jinja":
+            return attention_context(plan, module, _tiles_text(module))
         case "module/chunk.py.jinja":
             return chunk_context(plan, *_texts(plan, module))
     return _module_context(plan, module)
@@ -145,7 +148,12 @@ def _texts(plan: KernelPlan, module: ModulePlan) -> tuple[Block, Block]:
     context = _kernel_context(plan.derivation)
     texts = [fill(f"kernel/{kernel}.py.jinja", context).strip("\n") for kernel in module.kernels]
     kernels = Block.of("\n\n\n".join(text for text in texts if text))
-    return kernels, Block.of("\n\n\n".join(_tile_function(table) for table in module.tiles))
+    return kernels, _tiles_text(module)
+
+
+def _tiles_text(module: ModulePlan) -> Block:
+    """The functions of a module that look tiles up."""
+    return Block.of("\n\n\n".join(_tile_function(table) for table in module.tiles))
 
 
 def _module_context(plan: KernelPlan, module: ModulePlan) -> ModuleContext:

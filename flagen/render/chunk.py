@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flagen.derive.derivation import Walks
+from flagen.derive.stages import Stages
 from flagen.diagnostics import InternalError
 from flagen.plan.kernel_plan import KernelPlan
 from flagen.render.environment import Block
@@ -55,9 +56,9 @@ def chunk_context(plan: KernelPlan, kernels: Block, tiles: Block) -> ChunkContex
     return ChunkContext(
         name=spec.name,
         imports=Block(tuple(stage_imports(stages))),
-        kernels=_joined([stage.kernels for stage in stages], kernels),
+        kernels=joined([stage.kernels for stage in stages], kernels),
         tiles=tiles,
-        host=_joined([stage.host for stage in stages], host),
+        host=joined([stage.host for stage in stages], host),
         summary=summary(spec),
         equations=Block.of("\n".join(equations(spec))),
         parameters=Block(tuple([*signature.parameters(), *signature.scale_parameter()])),
@@ -74,7 +75,8 @@ def chunk_context(plan: KernelPlan, kernels: Block, tiles: Block) -> ChunkContex
     )
 
 
-def _joined(texts: list[Block], last: Block) -> Block:
+def joined(texts: list[Block], last: Block) -> Block:
+    """Texts with two blank lines between them."""
     lines: list[str] = []
     for text in texts:
         lines += [*text.lines, "", ""]
@@ -95,13 +97,16 @@ def _checks(walks: Walks, signature: Signature) -> list[str]:
     """Statements that check the arguments, and bind what the body needs."""
     if walks.plain:
         return check_arguments("K, V").split("\n")
-    gates = (*signature.gates, *(name for each in walks.stages.arguments for name in each[3:]))
-    operands = [name for name in walks.stages.inputs if name in signature.names]
+    return [*signature.checks(), *alike(walks.stages, signature)]
+
+
+def alike(stages: Stages, signature: Signature) -> list[str]:
+    """The statement that checks that operands have one dtype, if there are several."""
+    gates = (*signature.gates, *(name for each in stages.arguments for name in each[3:]))
+    operands = [name for name in stages.inputs if name in signature.names]
     names = dict.fromkeys([*(name for name in operands if name not in gates), signature.like.name])
-    if len(names) == 1:
-        return signature.checks()
-    alike = ", ".join(f'("{name}", {name})' for name in names)
-    return [*signature.checks(), f"check_alike(op, ({alike}))"]
+    pairs = ", ".join(f'("{name}", {name})' for name in names)
+    return [f"check_alike(op, ({pairs}))"] if len(names) > 1 else []
 
 
 def check_arguments(state: str | None) -> str:

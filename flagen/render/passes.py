@@ -154,12 +154,13 @@ class Body:
         return next(state.axes for state in self.spec.state if state.name == one.state)
 
     def _is_exchanged(self, one: Pass) -> bool:
-        return one.axes[0] != self._axes(one)[0]
+        return one.axes[0] != (*self._axes(one), "")[0]
 
     def _to_walk(self, one: Pass) -> str:
         """What makes the state of a walk of the caller's."""
-        if len(self._axes(one)) == 1:
+        if len(self._axes(one)) < 2:
             code = ".unsqueeze(-2)" if self._is_exchanged(one) else ".unsqueeze(-1)"
+            code = code if self._axes(one) else ".unsqueeze(-1).unsqueeze(-1)"
         else:
             code = ".transpose(-1, -2)" if self._is_exchanged(one) else ""
         alone = "" if output_heads(self.spec) else ".unsqueeze(1)"
@@ -167,8 +168,9 @@ class Body:
 
     def _from_walk(self, one: Pass) -> str:
         """What makes the caller's state of a walk's."""
-        if len(self._axes(one)) == 1:
+        if len(self._axes(one)) < 2:
             code = ".squeeze(-2)" if self._is_exchanged(one) else ".squeeze(-1)"
+            code = code if self._axes(one) else ".squeeze(-1).squeeze(-1)"
         else:
             code = ".transpose(-1, -2)" if self._is_exchanged(one) else ""
         alone = "" if output_heads(self.spec) else ".squeeze(1)"

@@ -125,13 +125,16 @@ def _make(layout: PointwiseLayout, result: Result, how: str = "empty") -> str:
     """An empty tensor for a result, or zeros for its gradient."""
     like = next(iter(layout.inputs)) if result.like == "float32" else result.like
     dtype = ", dtype=torch.float32" if result.like == "float32" else ""
-    return f"{like}.new_{how}({', '.join(['B', *result.axes])}{dtype})"
+    products = {each.name: " * ".join(each.factors) for each in layout.program.axes.products}
+    shape = ", ".join(["B", *(products.get(axis, axis) for axis in result.axes)])
+    return f"{like}.new_{how}({shape}{dtype})"
 
 
 def _tiles(layout: PointwiseLayout) -> list[str]:
     """The sides of tiles: whole features and whole groups of heads, then heads, then rows."""
     axes = layout.program.axes
-    lines = [f"B{axis} = block({axis}, 1 << 20)" for axis in axes.features]
+    features = [axis for axis in axes.features if axis not in axes.factors]
+    lines = [f"B{axis} = block({axis}, 1 << 20)" for axis in features]
     lines += [f"B{axis} = triton.next_power_of_2({axis})" for _, axis in axes.heads[1:]]
     if heads := layout.heads:
         # What is summed over heads stays in one program; what is summed over rows alone needs rows.
@@ -148,8 +151,9 @@ def _whole(layout: PointwiseLayout, *without: str) -> list[str]:
     """The sides of the largest tile but rows, as factors, those of the axes `without` left out."""
     program = layout.program
     heads = [f"B{tile}" for _, tile in program.axes.heads if tile and tile not in without]
+    factors = program.axes.factors
     found = {
-        tuple(f"B{axis}" for axis in node.axes if axis in program.axes.features)
+        tuple(f"B{factors.get(a, a)}" for a in node.axes if a in program.axes.features)
         for node in (*program.forward.nodes, *program.backward.nodes)
     }
     largest = sorted(one for one in found if one and not any(set(one) < set(x) for x in found))
@@ -163,6 +167,7 @@ def _sizes(layout: PointwiseLayout, launching: bool) -> list[str]:
     kinds = [kind for kind, _ in program.axes.heads]
     wanted = {axis for result in program.results for axis in result.axes}
     wanted = {*kinds, *program.axes.features} if launching else wanted
+    wanted |= set(program.axes.factors.values())
     tensors = [*program.inputs, *program.sizers]
     first, axes = next((name, axes) for name, axes in tensors if "T" in axes)
     lines = [f"{', '.join(['B', *axes])} = {first}.shape"]

@@ -31,13 +31,18 @@ class PointwiseLayout:
 
     @property
     def sizes(self) -> list[str]:
-        """The axes whose sizes are constants of the kernels: all but rows."""
-        return [axis for axis in self.program.axes.order if axis != self.rows]
+        """The axes whose sizes kernels are told as constants: not those of rows and of parts."""
+        return [axis for axis in self._sized if axis != self.rows]
 
     @property
     def blocks(self) -> list[str]:
-        """The sides of tiles."""
-        return [f"B{axis}" for axis in self.program.axes.order]
+        """The sides of tiles that kernels are told."""
+        return [f"B{axis}" for axis in self._sized]
+
+    @property
+    def _sized(self) -> list[str]:
+        axes = self.program.axes
+        return [axis for axis in axes.order if axis not in axes.factors]
 
     @property
     def scale(self) -> list[str]:
@@ -84,6 +89,9 @@ class PointwiseLayout:
         """Which part of the work is this program's, and the offsets and masks of its tiles."""
         index = "tl.program_id(0)"
         lines = []
+        for part, factor in self.program.axes.factors.items():
+            lines.append(f"{part}: tl.constexpr = {factor}")
+            lines.append(f"B{part}: tl.constexpr = B{factor}")
         if heads := self.heads:
             lines.append(f"N{heads}: tl.constexpr = ({heads} + B{heads} - 1) // B{heads}")
             lines.append(f"{_index(heads)} = {index} % N{heads}")

@@ -114,6 +114,12 @@ class Signature:
                     at = place - len(tensor.axes) if is_feature(axis) else place + batch
                     lines.append(f"{axis} = {tensor.name}.shape[{at}]")
                 known.add(axis)
+        for product in self.spec.products:
+            if product.name in needed:
+                lines += [
+                    each for each in self.sizes(" ".join(product.factors)) if each not in lines
+                ]
+                lines.append(f"{product.name} = {' * '.join(product.factors)}")
         if "N" in needed:
             lines.append("N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1")
             if not needed & {"B", *first.axes}:
@@ -167,12 +173,21 @@ class Signature:
         """Statements that cast, check all arguments, and bind N and `scale`."""
         return [*self.cast(), *self.argument_checks(), *self._state_checks(), *self._scale()]
 
+    def stateless_checks(self) -> list[str]:
+        """The same where there are no states, and nothing needs N."""
+        *lines, last = self.argument_checks()
+        call = last.split(" else ")[1]
+        return [*self.cast(), *lines, "if cu_seqlens is not None:", f"    {call}", *self._scale()]
+
     def argument_checks(self) -> list[str]:
         """Statements that check all arguments but states, and bind N."""
         lines: list[str] = []
         shapes = [(t.name, ["B", *t.axes] if "T" in t.axes else list(t.axes)) for t in self.tensors]
         triples = ", ".join(f'("{n}", {n}, {_tuple(axes)})' for n, axes in shapes)
         lines.append(f"sizes = check_shapes(op, ({triples},))")
+        for product in self.spec.products:
+            size = " * ".join(f'sizes["{factor}"]' for factor in product.factors)
+            lines.append(f'sizes["{product.name}"] = {size}')
         fine = output_heads(self.spec)
         heads = {axis for t in self.tensors for axis in t.axes if not is_feature(axis)}
         for axis in sorted(heads - {"T", *fine}):

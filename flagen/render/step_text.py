@@ -176,6 +176,8 @@ class StepText:
         args = [self._text(arg) for arg in node.args]
         if node.op == "sum":
             return self._sum(place, node, args[0])
+        if node.op == "along":
+            return _Text(args[0].code, node.axes, args[0].binds)
         if node.op == "expand":
             shape = ", ".join(f"B{axis}" for axis in node.axes)
             if args[0].plain:

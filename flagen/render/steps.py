@@ -115,6 +115,8 @@ class Statements:
                 for axis in (x for x in left.axes if x in right.axes and is_feature(x)):
                     product = self._reduced(product, axis, "sum")
                 return product
+            case Apply("kron", (a, b, Symbol(axis))):
+                return self._kron(self.text(a), self.text(b), axis)
             case Apply(("sum" | "mean") as op, (operand, Symbol(axis))):
                 return self._reduced(self.text(operand), axis, op)
             case Apply(op, (a, b)) if op in _BINARY:
@@ -148,6 +150,16 @@ class Statements:
         tight = binds + (op in ("-", "/"))
         loose = binds + (op == "**")
         return Text(f"{_within(a, loose)}{sign}{_within(b, tight)}", axes, binds, kind)
+
+    def _kron(self, left: Text, right: Text, axis: str) -> Text:
+        heads, kind = self._joined([left, right])
+        heads = tuple(each for each in heads if each in self.heads)
+        a, b = (
+            _within(_aligned(each, (*heads, *filter(is_feature, each.axes))), 5)
+            for each in (left, right)
+        )
+        code = f"({a}[..., :, None] * {b}[..., None, :]).flatten(-2)"
+        return Text(code, (*heads, axis), kind=kind)
 
     def _reduced(self, operand: Text, axis: str, how: str) -> Text:
         place = operand.axes.index(axis) - len(operand.axes)

@@ -101,7 +101,7 @@ def token_context(derivation: Derivation, kernels: tuple[str, ...]) -> TokenModu
     context = kernel_context(layout)
     text = "\n\n\n".join(fill(f"kernel/{name}.py.jinja", context).strip("\n") for name in kernels)
     host = Host(layout, signature)
-    forward_sizes = [host.programs, *layout.sizes, "N"]
+    forward_sizes = [host.programs, *layout.sizes, host.strides, "N"]
     made = [host.make_output, *host.make_final()]
     scale = signature.default_scale()
     return TokenModuleContext(
@@ -111,13 +111,13 @@ def token_context(derivation: Derivation, kernels: tuple[str, ...]) -> TokenModu
         equations=_block(equations(spec)),
         imports=_block(_imports(spec.name, text, signature)),
         kernels=Block.of(text),
-        size_parameters=", ".join(f"{axis}: int" for axis in layout.order),
-        size_names=", ".join(layout.order),
+        size_parameters=", ".join(f"{axis}: int" for axis in layout.sized),
+        size_names=", ".join(layout.sized),
         tiles_doc=_tiles_doc(layout),
         tiles=_block(_tiles(layout)),
         tile_elements=_tile_elements(layout),
-        tile_results=", ".join(f"B{axis}" for axis in layout.order),
-        blocks="".join(f"B{axis}, " for axis in layout.order),
+        tile_results=", ".join(f"B{axis}" for axis in layout.sized),
+        blocks="".join(f"B{axis}, " for axis in layout.sized),
         programs=host.programs,
         tokens="B * T",
         arguments=", ".join(host.arguments),
@@ -146,7 +146,7 @@ def token_context(derivation: Derivation, kernels: tuple[str, ...]) -> TokenModu
         launch_forward=_block(host.launch_forward(saving=False)),
         launch_saving=_block(host.launch_forward(saving=True)),
         launch_backward=_block(host.launch_backward()),
-        launch_sizes=", ".join([*layout.sizes, *(f"B{axis}" for axis in layout.order)]) + ",",
+        launch_sizes=", ".join([*layout.sizes, *(f"B{axis}" for axis in layout.sized)]) + ",",
         folded=_block(host.folded()),
         fake_gradients=_block(host.fake_gradients()),
         positions=repr(tuple(range(len(signature.tensors) + len(spec.state)))),
@@ -222,8 +222,8 @@ def _is_used(helper: str, signature: Signature) -> bool:
 
 def _tiles_doc(layout: Layout) -> str:
     """What the tiles are, in words."""
-    names = ", ".join(f"B{axis}" for axis in layout.order)
-    whole = [axis for axis in layout.order if axis not in layout.blocked]
+    names = ", ".join(f"B{axis}" for axis in layout.sized)
+    whole = [axis for axis in layout.sized if axis not in layout.blocked]
     rest = f"all of {' and '.join(whole)}" if whole else ""
     cut = f"blocks of {' and '.join(layout.blocked)}" if layout.blocked else ""
     return (
@@ -233,14 +233,11 @@ def _tiles_doc(layout: Layout) -> str:
 
 def _tiles(layout: Layout) -> list[str]:
     """The sizes of blocks: whole axes first, then what a warp holds of the others."""
-    whole = [axis for axis in layout.order if axis not in layout.blocked]
+    whole = [axis for axis in layout.sized if axis not in layout.blocked]
     lines = [f"B{axis} = block({axis}, 1 << 20)" for axis in whole]
     for n, axis in enumerate(layout.blocked):
-        others = [
-            f"B{other}"
-            for other in dict.fromkeys(a for s in layout.spec.state for a in s.axes)
-            if other in whole or other in layout.blocked[:n]
-        ]
+        tile = dict.fromkeys(a for s in layout.spec.state for a in layout.tile(s.axes))
+        others = [layout.block(other) for other in tile if other not in layout.blocked[n:]]
         last = n == len(layout.blocked) - 1
         beside = f"({' * '.join(others)})" if len(others) > 1 else "".join(others)
         most = f"max(most // {beside}, 16)" if beside else "128"

@@ -145,7 +145,7 @@ class Host:
     @property
     def strides(self) -> str:
         """The distances between states that are contiguous."""
-        sizes = (" * ".join(self.signature.state_axes(state)) for state in self.states)
+        sizes = (" * ".join(self.signature.state_axes(state)) or "1" for state in self.states)
         return ", ".join(sizes)
 
     def launch_forward(self, saving: bool) -> list[str]:

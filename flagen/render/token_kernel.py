@@ -86,7 +86,7 @@ def kernel_context(layout: Layout) -> TokenKernelContext:
     backward = [*names, f"d{layout.output}", *(f"d{name}" for name in names)]
     backward += [*_each(states, "_saved", "_steps")]
     backward += [*_each([f"d{name}" for name in states], "_in", "_out"), *tail]
-    sizes = [*layout.sizes, *(f"B{axis}" for axis in layout.order)]
+    sizes = [*layout.sizes, *(f"B{axis}" for axis in layout.sized)]
     return TokenKernelContext(
         name=spec.name,
         scalars=", ".join(f'"{name}"' for name in scalars),
@@ -186,7 +186,7 @@ def _constant(layout: Layout, tensor: Tensor) -> list[str]:
         values[axis.lower()] = builder.input(axis.lower(), [axis] if feature else [])
         index = f"o_{axis.lower()}" if feature else layout.index(axis)
         leaves[axis.lower()] = f"{index}.to(tl.float64)"
-    node = translated(builder, tensor.value, values, {})
+    node = translated(builder, tensor.value, values, {}, {})
     whole = Step(tuple(builder.nodes), (), (), layout.order)
     text = StepText(
         pruned(whole, [(tensor.name, node)]), frozenset(), leaves.__getitem__, "tl.float64"
@@ -299,6 +299,7 @@ def _adjoint_finish(layout: Layout) -> list[str]:
         row = f"({partial}i_n.to(tl.int64))" if partial else "i_n.to(tl.int64)"
         pointer = plus(f"{name}_out", layout.row(row, axes), layout.offsets(axes))
         value = f"b_{name}.to({name}_out.dtype.element_ty)"
+        mask = f", mask={mask}" if (mask := layout.mask(state.axes)) else ""
         lines.append(f"if {name}_out is not None:")
-        lines.append(f"    tl.store({pointer}, {value}, mask={layout.mask(state.axes)})")
+        lines.append(f"    tl.store({pointer}, {value}{mask})")
     return lines

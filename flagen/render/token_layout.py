@@ -54,7 +54,24 @@ class Layout:
         """Every axis with a size that kernels need, heads first."""
         tensors = arguments(self.spec)
         heads = [a for t in tensors for a in t.axes if a != "T" and not is_feature(a)]
-        return (*dict.fromkeys(heads), *self.order)
+        return (*dict.fromkeys(heads), *self.sized)
+
+    @cached_property
+    def sized(self) -> tuple[str, ...]:
+        """The axes of tiles that kernels are told the sizes of: those of parts follow."""
+        parts = {part for product in self.spec.products for part in product.parts}
+        return tuple(axis for axis in self.order if axis not in parts)
+
+    def features(self, axes: Iterable[str]) -> tuple[str, ...]:
+        """The feature axes among those of a tensor, as tiles have them."""
+        return self.spec.in_tiles(filter(is_feature, axes))
+
+    def block(self, axis: str) -> str:
+        """The side of tiles along an axis: that of the factor, for a part of a product."""
+        parts = {
+            part: f for p in self.spec.products for part, f in zip(p.parts, p.factors, strict=True)
+        }
+        return f"B{parts.get(axis, axis)}"
 
     def index(self, axis: str) -> str:
         """A block's or head's index."""
@@ -78,7 +95,12 @@ class Layout:
 
     def place(self) -> list[str]:
         """Which part of the work is this program's."""
-        lines = [f"N{a}: tl.constexpr = ({a} + B{a} - 1) // B{a}" for a in self.blocked]
+        lines = []
+        for product in self.spec.products:
+            for part, factor in zip(product.parts, product.factors, strict=True):
+                lines.append(f"{part}: tl.constexpr = {factor}")
+                lines.append(f"B{part}: tl.constexpr = B{factor}")
+        lines += [f"N{a}: tl.constexpr = ({a} + B{a} - 1) // B{a}" for a in self.blocked]
         lines += [f"PROGRAMS: tl.constexpr = {self.programs()}", "pid = tl.program_id(0)"]
         rest = "pid"
         for axis in reversed(self.blocked):
@@ -107,11 +129,11 @@ class Layout:
 
     def tile(self, axes: Sequence[str]) -> tuple[str, ...]:
         """Feature axes in the order of tiles."""
-        return tuple(sorted(filter(is_feature, axes), key=self.order.index))
+        return tuple(sorted(self.features(axes), key=self.order.index))
 
     def offsets(self, axes: Sequence[str]) -> str:
         """The offsets of a tile in a tensor with the feature axes `axes`, in memory order."""
-        features = [axis for axis in axes if is_feature(axis)]
+        features = self.features(axes)
         terms = []
         for axis in self.tile(axes):
             later = features[features.index(axis) + 1 :]
@@ -130,11 +152,11 @@ class Layout:
         for n, axis in enumerate(tile):
             later = [f"B{each}" for each in tile[n + 1 :]]
             terms.append(" * ".join([_spread(f"tl.arange(0, B{axis})", axis, tile), *later]))
-        return " + ".join(terms)
+        return " + ".join(terms) or "0"
 
     def elements(self, axes: Sequence[str]) -> str:
         """The number of elements of a tile."""
-        return " * ".join(f"B{axis}" for axis in self.tile(axes)) or "1"
+        return " * ".join(map(self.block, self.tile(axes))) or "1"
 
     def row(self, outer: str, axes: Sequence[str], head: str | None = None) -> str:
         """The offset of row `outer` and head in a tensor with `axes`: its first feature."""
@@ -142,7 +164,7 @@ class Layout:
         code = outer
         if own:
             code = f"({code} * {own} + {self.index(own)})"
-        features = [axis for axis in axes if is_feature(axis)]
+        features = self.features(axes)
         if len(features) == 1:
             return f"{code} * {features[0]}"
         return f"{code} * ({' * '.join(features)})" if features else code
@@ -150,7 +172,7 @@ class Layout:
     def stride(self, axes: Sequence[str], head: str | None = None) -> str:
         """The distance from a token to the next, as a factor of `i_t`."""
         own = head_of(axes) if head is None else head
-        parts = ([own] if own else []) + [axis for axis in axes if is_feature(axis)]
+        parts = [*filter(None, (own,)), *self.features(axes)]
         if not parts:
             return "i_t"
         return f"i_t * {parts[0]}" if len(parts) == 1 else f"i_t * ({' * '.join(parts)})"

@@ -39,7 +39,8 @@ def slot_rows(layout: Layout) -> list[str]:
         lines.append(f"p_{name}_tile = {layout.within(state.axes)}")
         head = layout.row(layout.index(own), state.axes) if (own := head_of(axes)) else ""
         lines.append(f"p_{name} = {plus(f'i_s * {name}_STRIDE', head, layout.offsets(axes))}")
-        lines.append(f"m_{name} = ({layout.mask(state.axes)}) & (i_s >= 0)")
+        mask = f"({mask}) & " if (mask := layout.mask(state.axes)) else ""
+        lines.append(f"m_{name} = {mask}(i_s >= 0)")
     return lines
 
 
@@ -75,7 +76,7 @@ def adjoint_start(layout: Layout) -> list[str]:
 
 def _zeros(layout: Layout, state: State) -> str:
     shape = ", ".join(f"B{axis}" for axis in layout.tile(state.axes))
-    return f"tl.zeros([{shape}], dtype=tl.float32)"
+    return f"tl.zeros([{shape}], dtype=tl.float32)" if shape else "tl.full([], 0.0, tl.float32)"
 
 
 def _guarded(condition: str, line: str) -> list[str]:

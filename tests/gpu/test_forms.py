@@ -24,6 +24,10 @@ STATE = ("BHKV",)
 
 # Per operator: the axes of its inputs and of its states. G are key heads that H groups share.
 OPERATORS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "based": (
+        dict(q="BTHK", k="BTHK", v="BTHV"),
+        ("BHV", "BHKV", "BHFV", "BH", "BHK", "BHF"),
+    ),
     "comba": (dict(q="BTHK", k="BTHK", v="BTHV", p="BTHK", g="BTH", beta="BTH"), STATE),
     "delta_rule": (dict(q="BTHK", k="BTHK", v="BTHV", beta="BTH"), STATE),
     "dplr": (dict(q="BTHK", k="BTHK", v="BTHV", a="BTHK", b="BTHK", g="BTHK"), STATE),
@@ -41,6 +45,7 @@ OPERATORS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
         STATE,
     ),
     "oja": (dict(q="BTHK", k="BTHK", v="BTHV", gv="BTHV", beta="BTH"), STATE),
+    "rebased": (dict(q="BTHK", k="BTHK", v="BTHV"), ("BHFV", "BHF")),
     "rwkv6": (dict(r="BTHK", k="BTHK", v="BTHV", w="BTHK", u="HK"), STATE),
     "rwkv7": (dict(r="BTHK", w="BTHK", k="BTHK", v="BTHV", a="BTHK", b="BTHK"), STATE),
     "simple_gla": (dict(q="BTHK", k="BTHK", v="BTHV", g="BTH"), STATE),
@@ -49,8 +54,12 @@ CHUNKED = (
     *("gla", "hgrn", "hgrn2", "lightning_attn", "linear_attn", "linear_attn_normalized", "mamba2"),
     *("rwkv6", "simple_gla"),
 )
+PAIRED = ("based", "rebased")
+"""Operators with states over the F = K * K pairs of features."""
+CHUNKED += PAIRED
 FORMS = [(op, "fused_recurrent") for op in OPERATORS]
 FORMS += [(op, form) for op in CHUNKED for form in ("chunk", "fused_chunk")]
+FORMS += [(op, "parallel") for op in (*PAIRED, "linear_attn_normalized")]
 DECAYS, UNIT, POSITIVE = {"g", "gk", "gv"}, {"k", "p", "a", "b"}, {"beta"}
 
 # (B, T, key heads, value heads, K, V, bounds of packed sequences)
@@ -80,11 +89,12 @@ def run(form: Callable[..., Any], x: Tensors, inputs: dict[str, str]) -> Tensors
     """Outputs and gradients of `form`."""
     leaves = {name: x[name].detach().requires_grad_() for name in inputs}
     states = [x[n].detach().requires_grad_() for n in x if n.startswith("initial")]
-    initial = tuple(states) if len(states) > 1 else states[0]
-    o, final = form(
-        **leaves, initial_state=initial, output_final_state=True, cu_seqlens=x.get("cu_seqlens")
-    )
-    finals = final if isinstance(final, tuple) else (final,)
+    options: dict[str, Any] = {"cu_seqlens": x.get("cu_seqlens")}
+    if states:
+        initial = tuple(states) if len(states) > 1 else states[0]
+        options |= {"initial_state": initial, "output_final_state": True}
+    o, final = form(**leaves, **options)
+    finals = final if isinstance(final, tuple) else (final,) if states else ()
     loss = (o.double() * x["do"].double()).sum()
     for place, value in enumerate(finals):
         loss = loss + (value.double() * x[f"dfinal{place}"].double()).sum()
@@ -112,7 +122,8 @@ def test_form(op: str, form: str, dtype: torch.dtype, shape: tuple, strength: fl
     B, T, G, H, K, V, bounds = shape
     heads = G if not any("G" in axes for axes in inputs.values()) else H
     N = B if bounds is None else len(bounds) - 1
-    size = {"B": B, "T": T, "G": G, "H": heads, "K": K, "V": V}
+    K = min(K, 16) if op in PAIRED else K
+    size = {"B": B, "T": T, "G": G, "H": heads, "K": K, "V": V, "F": K * K}
     torch.manual_seed(0)
     x: Tensors = {
         name: draw(op, name, [size[a] for a in axes], strength).to(dtype)
@@ -120,11 +131,19 @@ def test_form(op: str, form: str, dtype: torch.dtype, shape: tuple, strength: fl
     }
     if bounds is not None:
         x["cu_seqlens"] = torch.tensor(bounds, device="cuda")
-    shapes = [[N if a == "B" else size[a] for a in axes] for axes in states]
-    x |= {f"initial{i}": torch.rand(s, device="cuda") for i, s in enumerate(shapes)}
-    x |= {f"dfinal{i}": torch.randn(s, device="cuda") for i, s in enumerate(shapes)}
     module = importlib.import_module(f"generated.{op}")
     function, naive = getattr(module, f"{form}_{op}"), getattr(module, f"naive_{op}")
+    states = () if form == "parallel" else states
+    shapes = [[N if a == "B" else size[a] for a in axes] for axes in states]
+    initial = [torch.rand(shape, device="cuda") for shape in shapes]
+    if op in PAIRED and states:  # a normaliser is one that keys came to
+        before = {
+            name: draw(op, name, [{**size, "B": N, "T": 8}[a] for a in axes], strength)
+            for name, axes in inputs.items()
+        }
+        initial = list(naive(**before, output_final_state=True)[1])
+    x |= {f"initial{i}": state for i, state in enumerate(initial)}
+    x |= {f"dfinal{i}": torch.randn(s, device="cuda") for i, s in enumerate(shapes)}
     width = [size[a] for a in ("BTHV" if op != "hgrn" else "BTV")]
     x["do"] = torch.randn(width, device="cuda").to(dtype)
     double = {n: t.double() if t.dtype.is_floating_point else t for n, t in x.items()}
