@@ -99,8 +99,7 @@ def _reasons(scan: Scan | str | None, walks: Walks | str | None) -> dict[str, st
     if isinstance(scan, Scan):
         return {"parallel": "a scan has no products of pairs of tokens"}
     if isinstance(walks, Walks):
-        reason = "it takes q, k and v as they are, with a decay that is constant or none"
-        return {} if walks.plain else {"parallel": reason}
+        return {}
     return dict.fromkeys(("chunk", "fused_chunk", "parallel"), scan or walks or "")
 
 

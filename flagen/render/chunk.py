@@ -55,9 +55,9 @@ def chunk_context(plan: KernelPlan, kernels: Block, tiles: Block) -> ChunkContex
     return ChunkContext(
         name=spec.name,
         imports=Block(tuple(stage_imports(stages))),
-        kernels=_joined([stage.kernels for stage in stages], kernels),
+        kernels=joined([stage.kernels for stage in stages], kernels),
         tiles=tiles,
-        host=_joined([stage.host for stage in stages], host),
+        host=joined([stage.host for stage in stages], host),
         summary=summary(spec),
         equations=Block.of("\n".join(equations(spec))),
         parameters=Block(tuple([*signature.parameters(), *signature.scale_parameter()])),
@@ -66,7 +66,7 @@ def chunk_context(plan: KernelPlan, kernels: Block, tiles: Block) -> ChunkContex
         call=signature.call(),
         argument_docs=Block(tuple(signature.docs())),
         result_docs=Block(tuple(_result_docs(signature))),
-        check_arguments=Block(tuple(_checks(walks, signature))),
+        check_arguments=Block(tuple(argument_checks(walks, signature, states=True))),
         first=signature.first,
         reference=f"naive_{'chunk_' if walks.plain else ''}{spec.name}",
         reference_cu_seqlens="cu_seqlens" if walks.plain else "cu_seqlens=cu_seqlens",
@@ -74,7 +74,8 @@ def chunk_context(plan: KernelPlan, kernels: Block, tiles: Block) -> ChunkContex
     )
 
 
-def _joined(texts: list[Block], last: Block) -> Block:
+def joined(texts: list[Block], last: Block) -> Block:
+    """All of them, as the functions of a module are apart."""
     lines: list[str] = []
     for text in texts:
         lines += [*text.lines, "", ""]
@@ -91,17 +92,18 @@ def _result_docs(signature: Signature) -> list[str]:
     return [f"{output}, and the final states,", f"({', '.join(states)}) in float32, or None."]
 
 
-def _checks(walks: Walks, signature: Signature) -> list[str]:
-    """Statements that check the arguments, and bind what the body needs."""
+def argument_checks(walks: Walks, signature: Signature, states: bool) -> list[str]:
+    """Statements that check the arguments, with or without states, and bind what the body needs."""
     if walks.plain:
-        return check_arguments("K, V").split("\n")
+        return check_arguments("K, V" if states else None).split("\n")
     gates = (*signature.gates, *(name for each in walks.stages.arguments for name in each[3:]))
     operands = [name for name in walks.stages.inputs if name in signature.names]
     names = dict.fromkeys([*(name for name in operands if name not in gates), signature.like.name])
+    checks = signature.checks(states)
     if len(names) == 1:
-        return signature.checks()
+        return checks
     alike = ", ".join(f'("{name}", {name})' for name in names)
-    return [*signature.checks(), f"check_alike(op, ({alike}))"]
+    return [*checks, f"check_alike(op, ({alike}))"]
 
 
 def check_arguments(state: str | None) -> str:

@@ -39,6 +39,7 @@ OPERATORS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 CHUNKED = ("gla", "hgrn", "hgrn2", "linear_attn", "linear_attn_normalized", "rwkv6", "simple_gla")
 FORMS = [(op, "fused_recurrent") for op in OPERATORS]
 FORMS += [(op, form) for op in CHUNKED for form in ("chunk", "fused_chunk")]
+FORMS += [(op, "parallel") for op in CHUNKED if op != "hgrn"]
 DECAYS, UNIT, POSITIVE = {"g", "gv"}, {"k", "p", "a", "b"}, {"beta"}
 
 # (B, T, key heads, value heads, K, V, bounds of packed sequences)
@@ -66,11 +67,12 @@ def run(form: Callable[..., Any], x: dict[str, Any], dtype: torch.dtype | None) 
     """Outputs and gradients of `form`, with everything in `dtype` where one is given."""
     leaves = {n: v.to(dtype or v.dtype).detach().requires_grad_() for n, v in x["inputs"].items()}
     states = [s.to(dtype or s.dtype).detach().requires_grad_() for s in x["states"]]
-    initial = tuple(states) if len(states) > 1 else states[0]
-    o, final = form(
-        **leaves, initial_state=initial, output_final_state=True, cu_seqlens=x["cu_seqlens"]
-    )
-    finals = final if isinstance(final, tuple) else (final,)
+    options: dict[str, Any] = {"cu_seqlens": x["cu_seqlens"]}
+    if states:
+        initial = tuple(states) if len(states) > 1 else states[0]
+        options |= {"initial_state": initial, "output_final_state": True}
+    o, final = form(**leaves, **options)
+    finals = () if final is None else final if isinstance(final, tuple) else (final,)
     loss = (o.double() * x["do"].double()).sum()
     for value, weight in zip(finals, x["dstates"], strict=True):
         loss = loss + (value.double() * weight.double()).sum()
@@ -100,7 +102,8 @@ def test_form(op: str, form: str, dtype: torch.dtype, shape: tuple, strength: fl
         },
         "cu_seqlens": None if bounds is None else torch.tensor(bounds, device="cuda"),
     }
-    shapes = [[N if a == "B" else size[a] for a in axes] for axes in states]
+    kept = states if form != "parallel" else ()
+    shapes = [[N if a == "B" else size[a] for a in axes] for axes in kept]
     x["states"] = [torch.rand(s, device="cuda") for s in shapes]
     x["dstates"] = [torch.randn(s, device="cuda") for s in shapes]
     module = importlib.import_module(f"generated.{op}")
