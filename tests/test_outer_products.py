@@ -7,11 +7,14 @@ are derived, 100 if unset; every tenth of them is run.
 from __future__ import annotations
 
 import importlib
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +26,7 @@ from outer_product_cases import CASES, GATED, SCANS, random_specs, text
 from flagen.accuracy import compare as errors
 from flagen.accuracy import error, floor
 from flagen.analyze.recurrence import symbol
-from flagen.derive.attention import X, check_attention, scores_of
+from flagen.derive.attention import X, attention_of, check_attention, scores_of
 from flagen.derive.check import check
 from flagen.derive.derivation import Derivation, Pass
 from flagen.diagnostics import FlagenError, InternalError
@@ -34,6 +37,7 @@ from flagen.verify import Case, cast, conditions_of_sums, make, poisoned_memory,
 from flagen.write import compare, write
 from generated._runtime import UNBOUNDED
 
+ROOT = Path(__file__).parent.parent
 Build = Callable[[str], tuple[Spec, ModuleType]]
 COUNT = int(os.environ.get("FLAGEN_RANDOM_SPECS", "100"))
 PACKED = Case(1, 21, 1, 5, 6, (0, 0, 1, 19, 21, 21))
@@ -147,6 +151,66 @@ def test_strong_decays(name: str, build: Build, device: torch.device) -> None:
     verify(build(EVERY[name]), RAGGED, torch.float32, device, change=change)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_parallel(name: str, build: Build, device: torch.device) -> None:
+    verify(build(CASES[name]), PACKED, torch.float32, device, "parallel")
+
+
+BLOCKS = Case(1, 86, 1, 5, 6, (0, 0, 1, 17, 86, 86))
+# a gate per token, by channel, and by channel with reads before the update and a bonus
+GATES = ("two_reads", "two_gates", "before_scalar", "bonus")
+
+
+@pytest.mark.parametrize("strength", [1.0, 30.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("name", GATES)
+def test_parallel_in_blocks(
+    name: str, dtype: torch.dtype, strength: float, build: Build, device: torch.device
+) -> None:
+    """Pairs within a block, of two blocks, and around a third; decays to e^-30 and less."""
+
+    def change(tensor: str, x: torch.Tensor) -> torch.Tensor:
+        return strength * x if tensor == "g" else x
+
+    verify(build(EVERY[name]), BLOCKS, dtype, device, "parallel", change)
+
+
+@pytest.mark.parametrize("name", ["two_reads", "bonus"])
+@pytest.mark.parametrize("K, V", [(140, 5), (5, 140)])
+def test_parallel_in_parts(name: str, K: int, V: int, build: Build, device: torch.device) -> None:
+    """More than a block of the contracted dimension holds: partial sums."""
+    verify(build(EVERY[name]), Case(1, 35, 1, K, V), torch.float32, device, "parallel")
+
+
+@pytest.mark.parametrize("name", ["two_reads", "two_gates"])
+def test_a_gate_between_blocks_keeps_its_digits(
+    name: str, build: Build, device: torch.device
+) -> None:
+    """What crosses one gate is e^-30 of the rest, and so is its gradient."""
+    spec, module = build(EVERY[name])
+    x = make(spec, Case(1, 200, 1, 5, 6), torch.float32, device)
+    last = 127  # of a block, of whatever size: other gates of its block have other pairs
+    x["g"][:, last] = -30.0
+    exact = run(module.naive_other, cast(x, torch.float64), spec, False)["dg"][:, last]
+    found = run(module.parallel_other, x, spec, False)["dg"][:, last]
+    assert exact.abs().max() < 1e-9
+    assert error(found, exact) < 1e-5
+
+
+def test_parallel_compiles_for_a_gpu() -> None:
+    """At D = 128 in bfloat16 for sm_90, with the matrix unit of Hopper."""
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
+    command = [sys.executable, str(ROOT / "tests" / "parallel_offline.py"), "simple_gla", "gla"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 6
+    for row in rows:
+        assert row["stack"] <= (0 if "simple" in row["kernel"] else 512), row
+        assert row["shared"] <= 100 * 1024 and not row["hazards"], row
+        assert row["mma"] == 0 and (row["wgmma"] > 0) != ("gate" in row["kernel"]), row
+
+
 def test_several_segments(build: Build, device: torch.device) -> None:
     """Every walk of several enters its segments with its own states."""
     spec, module = build(EVERY["two_writes"])
@@ -185,7 +249,8 @@ def test_compiled(build: Build, device: torch.device) -> None:
 def test_random_specs(spec: str) -> None:
     """Whatever the equations, the chunk forms mean the same: `derive` checks it."""
     derivation = Pipeline().derive(Pipeline().recognise(spec))
-    assert derivation.forms[:3] == ("chunk", "fused_chunk", "fused_recurrent")
+    forms = ("chunk", "fused_chunk", "fused_recurrent")
+    assert derivation.forms == (forms if derivation.scan else (*forms, "parallel"))
 
 
 def test_random_kernels(build: Build, device: torch.device) -> None:
@@ -199,7 +264,7 @@ def test_random_kernels(build: Build, device: torch.device) -> None:
     each()
 
 
-NO_PAIRS = {
+NO_SCORES = {
     "take no decay": CASES["pairs"],
     "reads `S` before the update": CASES["pairs_before"],
     "made of 2 products": text(output="o = dot(q, S) + dot(p, S)", inputs="p: [T, H, K]"),
@@ -218,10 +283,14 @@ NO_PAIRS = {
 }
 
 
-@pytest.mark.parametrize("reason", NO_PAIRS)
-def test_no_pairs_of_tokens_in_words(reason: str) -> None:
-    derivation = Pipeline().derive(Pipeline().recognise(NO_PAIRS[reason]))
-    assert reason in dict(derivation.refused)["parallel"]
+@pytest.mark.parametrize("reason", NO_SCORES)
+def test_no_scores_in_words(reason: str) -> None:
+    """Then the T x T form is one of the walks."""
+    derivation = Pipeline().derive(Pipeline().recognise(NO_SCORES[reason]))
+    assert derivation.walks is not None
+    found = attention_of(derivation.recurrence, derivation.token, derivation.walks)
+    assert isinstance(found, str) and reason in found
+    assert derivation.attention is None and "parallel" in derivation.forms
 
 
 REFUSED = {

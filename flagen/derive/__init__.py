@@ -37,7 +37,7 @@ def derive(recurrence: Recurrence) -> Derivation:
     attention = None
     if isinstance(walks, Walks) and not walks.plain:
         attention = attention_of(recurrence, token, walks)
-    reasons = _reasons(scan, walks, attention)
+    reasons = _reasons(scan, walks)
     for form in spec.forms or ():
         if form in reasons:
             family = f'its family is "{recurrence.family.value}"'
@@ -100,14 +100,12 @@ def _is_plain(
 _QK = ("T", "H", "K")
 
 
-def _reasons(
-    scan: Scan | str | None, walks: Walks | str | None, attention: Attention | str | None
-) -> dict[str, str]:
+def _reasons(scan: Scan | str | None, walks: Walks | str | None) -> dict[str, str]:
     """Why there are no forms beside the token level, for those that there are not."""
     if isinstance(scan, Scan):
         return {"parallel": "a scan has no products of pairs of tokens"}
     if isinstance(walks, Walks):
-        return {"parallel": attention} if isinstance(attention, str) else {}
+        return {}
     return dict.fromkeys(("chunk", "fused_chunk", "parallel"), scan or walks or "")
 
 

@@ -85,6 +85,16 @@ PARALLEL = TileTable(
     half=(Tile(128, 64, 128, 64, 4, 2), Tile(256, 64, 256, 32, 4, 2)),
     single=(Tile(64, 32, 64, 64, 8, 1), Tile(256, 16, 128, 32, 8, 1)),
 )
+PARALLEL_GATED = TileTable(
+    "parallel",
+    half=(Tile(128, 64, 128, 64, 4, 2, least=64), Tile(256, 64, 256, 64, 4, 2, least=64)),
+    single=(Tile(64, 32, 64, 64, 8, 1), Tile(256, 16, 128, 32, 8, 1)),
+)
+PARALLEL_BY_CHANNEL = TileTable(
+    "parallel",
+    half=(Tile(256, 64, 64, 64, 4, 1, least=64),),
+    single=(Tile(256, 16, 64, 64, 4, 1),),
+)
 
 LEAST_SEGMENT = 1024
 """Tokens below which a segment is not worth the state that it enters with."""
@@ -159,6 +169,37 @@ _ATTENTION = ModulePlan(
     kernels=("attention_products", "attention"),
     tiles=(ATTENTION,),
 )
+_PARALLEL_GATED = replace(
+    _PARALLEL,
+    kernels=(
+        "parallel_pair",
+        "parallel_walk_gated",
+        "parallel_fwd",
+        "parallel_bwd_gated",
+        "parallel_gate",
+    ),
+    tiles=(PARALLEL_GATED,),
+)
+_PARALLEL_BY_CHANNEL = replace(
+    _PARALLEL,
+    kernels=(
+        "channel_sums",
+        "channel_from_middle",
+        "channel_parted",
+        "channel_scores",
+        "channel_reach",
+        "channel_block",
+        "channel_decayed",
+        "channel_gradients",
+        "channel_gate_gradients",
+        "parallel_pair",
+        "parallel_walk_by_channel",
+        "parallel_fwd_by_channel",
+        "parallel_bwd_by_channel",
+        "parallel_gate",
+    ),
+    tiles=(PARALLEL_BY_CHANNEL,),
+)
 _NAIVE = ModulePlan(file="naive.py", template="module/naive.py.jinja", kernels=(), tiles=())
 _INIT = ModulePlan(file="__init__.py", template="module/init.py.jinja", kernels=(), tiles=())
 
@@ -171,7 +212,7 @@ def plan(derivation: Derivation) -> KernelPlan:
     if "fused_recurrent" in derivation.forms:
         modules.append(_RECURRENT if derivation.plain else _TOKEN)
     if "parallel" in derivation.forms:
-        modules.append(_PARALLEL if derivation.plain else _ATTENTION)
+        modules.append(_parallel(derivation))
     return KernelPlan(derivation, tuple(modules), LEAST_SEGMENT)
 
 
@@ -183,3 +224,13 @@ def _chunk(derivation: Derivation) -> ModulePlan:
     if operands is None or not operands.gated:
         return _CHUNK
     return _BY_CHANNEL if operands.level is Level.KEY else _GATED
+
+
+def _parallel(derivation: Derivation) -> ModulePlan:
+    """The module of the T x T form, likewise; from its scores where there are any."""
+    operands = derivation.operands
+    if derivation.attention is not None:
+        return _ATTENTION
+    if operands is None or not operands.gated:
+        return _PARALLEL
+    return _PARALLEL_BY_CHANNEL if operands.by_channel else _PARALLEL_GATED

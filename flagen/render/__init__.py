@@ -26,10 +26,12 @@ from flagen.render.decay import LOG2_E, DecayLines, decay_lines
 from flagen.render.environment import Block, fill
 from flagen.render.finish import GeneratedFile, finish, spec_digest
 from flagen.render.package import package_context
+from flagen.render.parallel import parallel_context
 from flagen.render.printer import TritonPrinter
 from flagen.render.reference import equations, reference_context, summary
 from flagen.render.scan import scan_context
 from flagen.render.token import token_context
+from flagen.render.walks import gate_axes, operand_names
 
 __all__ = ["GeneratedFile", "render", "runtime_file"]
 
@@ -44,6 +46,10 @@ class KernelContext:
     by_channel: bool
     before: bool
     bonus: bool
+    gates: str
+    gate_k: str
+    gate_v: str
+    gate_results: str
     log2_decay: str
     decay_formula: str
     log2_e: str
@@ -60,8 +66,6 @@ class ModuleContext:
     digest: str
     summary: str
     equations: Block
-    attention: Block
-    check_arguments_stateless: Block
     check_arguments_layout: Block
 
 
@@ -89,6 +93,8 @@ def _context(plan: KernelPlan, module: ModulePlan) -> object:
             return attention_context(plan, module, _tiles_text(module))
         case "module/chunk.py.jinja":
             return chunk_context(plan, *_texts(plan, module))
+        case "module/parallel.py.jinja":
+            return parallel_context(plan, *_texts(plan, module))
     return _module_context(plan, module)
 
 
@@ -107,6 +113,9 @@ def _kernel_context(derivation: Derivation) -> KernelContext:
     operands = _operands(derivation)
     log = _constant_log_decay(derivation)
     bonus = operands.bonus is not None
+    gates = operand_names(operands)[3:]
+    vectors = {axis: f"{gate} + r_t * {axis}" for gate, axis in gate_axes(operands)}
+    results = [f"{part}{axis.lower()}, " for axis in vectors for part in "rwsm"]
     return KernelContext(
         name=spec.name,
         decay=decay_lines(spec.name, operands.level, bonus),
@@ -114,6 +123,10 @@ def _kernel_context(derivation: Derivation) -> KernelContext:
         by_channel=operands.level is Level.KEY,
         before=not operands.inclusive,
         bonus=bonus,
+        gates="".join(f"{gate}, " for gate in gates),
+        gate_k=vectors.get("K", ""),
+        gate_v=vectors.get("V", ""),
+        gate_results="".join(results) + "du, " * bonus,
         log2_decay="" if log is None else TritonPrinter().doprint(log),
         decay_formula=str(operands.log_decay) if log is None else _formula(spec),
         log2_e=LOG2_E,
@@ -160,7 +173,6 @@ def _module_context(plan: KernelPlan, module: ModulePlan) -> ModuleContext:
     derivation = plan.derivation
     spec = derivation.recurrence.spec
     kernels, tiles = _texts(plan, module)
-    constant = derivation.recurrence.states[0].decay.level is Level.CONSTANT
     return ModuleContext(
         name=spec.name,
         kernels=kernels,
@@ -168,15 +180,8 @@ def _module_context(plan: KernelPlan, module: ModulePlan) -> ModuleContext:
         digest=spec_digest(spec),
         summary=summary(spec),
         equations=Block.of("\n".join(equations(spec))),
-        attention=Block.of(_attention(constant)),
-        check_arguments_stateless=Block.of(check_arguments(None)),
         check_arguments_layout=Block.of(check_arguments("*((V, K) if state_v_first else (K, V))")),
     )
-
-
-def _attention(constant: bool) -> str:
-    factor = "decay^(i - j) " if constant else ""
-    return f"    o = A v with A[i, j] = scale {factor}(q[i] k[j]) for j <= i, and 0 elsewhere"
 
 
 def _tile_function(table: TileTable) -> str:

@@ -67,7 +67,7 @@ def chunk_context(plan: KernelPlan, kernels: Block, tiles: Block) -> ChunkContex
         call=signature.call(),
         argument_docs=Block(tuple(signature.docs())),
         result_docs=Block(tuple(_result_docs(signature))),
-        check_arguments=Block(tuple(_checks(walks, signature))),
+        check_arguments=Block(tuple(argument_checks(walks, signature, states=True))),
         first=signature.first,
         reference=f"naive_{'chunk_' if walks.plain else ''}{spec.name}",
         reference_cu_seqlens="cu_seqlens" if walks.plain else "cu_seqlens=cu_seqlens",
@@ -93,11 +93,11 @@ def _result_docs(signature: Signature) -> list[str]:
     return [f"{output}, and the final states,", f"({', '.join(states)}) in float32, or None."]
 
 
-def _checks(walks: Walks, signature: Signature) -> list[str]:
-    """Statements that check the arguments, and bind what the body needs."""
+def argument_checks(walks: Walks, signature: Signature, states: bool) -> list[str]:
+    """Statements that check the arguments, with or without states, and bind what the body needs."""
     if walks.plain:
-        return check_arguments("K, V").split("\n")
-    return [*signature.checks(), *alike(walks.stages, signature)]
+        return check_arguments("K, V" if states else None).split("\n")
+    return [*signature.checks(states), *alike(walks.stages, signature)]
 
 
 def alike(stages: Stages, signature: Signature) -> list[str]:

@@ -91,6 +91,14 @@ class Body:
             f"return {self._output}, {final} if output_final_state else None",
         ]
 
+    def lines_without_states(self, first: str) -> list[str]:
+        """Those of the T x T form, up to the output."""
+        return [
+            *prepared(self.spec, self.walks.stages, first, self.prologue),
+            *self._stateless_calls(),
+            *([self.epilogue.call] if self.epilogue else []),
+        ]
+
     @property
     def _output(self) -> str:
         return self.spec.output[-1].target
@@ -107,19 +115,33 @@ class Body:
 
     def _calls(self) -> Iterator[str]:
         """The walks, and statements that take axes of size 1 from what they read."""
-        heads = output_heads(self.spec)
-        for one, tensors in zip(self.walks.passes, self.walks.stages.arguments, strict=True):
-            result = str(one.result) if self.epilogue else self._output
+        for one, result, arguments in self._operands():
             left = [result, *([self._leaving(one)] if one.final else []), "*_"]
-            names = operand_names(one.operands)
-            arguments = [self._tensor(one, *each) for each in zip(names, tensors, strict=True)]
             arguments.append(self._entering(one) if one.initial else "None")
             arguments += ["cu_seqlens", "scale" if one.scaled else "1.0"]
             arguments += ["output_final_state" if one.final else "False", "L"]
             yield f"{', '.join(left)} = _chunk({', '.join(arguments)})"
-            size = ("" if heads else ".squeeze(2)") + ("" if one.axes[1] else ".squeeze(-1)")
-            if size:
-                yield f"{result} = {result}{size}"
+            yield from self._squeezed(one, result)
+
+    def _stateless_calls(self) -> Iterator[str]:
+        for one, result, arguments in self._operands():
+            arguments += ["cu_seqlens", "scale" if one.scaled else "1.0"]
+            yield f"{result} = _parallel({', '.join(arguments)})"
+            yield from self._squeezed(one, result)
+
+    def _operands(self) -> Iterator[tuple[Pass, str, list[str]]]:
+        """The passes, with the name of what each reads, and its operands as walks take them."""
+        for one, tensors in zip(self.walks.passes, self.walks.stages.arguments, strict=True):
+            names = operand_names(one.operands)
+            arguments = [self._tensor(one, *each) for each in zip(names, tensors, strict=True)]
+            yield one, str(one.result) if self.epilogue else self._output, arguments
+
+    def _squeezed(self, one: Pass, result: str) -> Iterator[str]:
+        """The statement that takes axes of size 1 from what a pass reads."""
+        heads = output_heads(self.spec)
+        size = ("" if heads else ".squeeze(2)") + ("" if one.axes[1] else ".squeeze(-1)")
+        if size:
+            yield f"{result} = {result}{size}"
 
     def _tensor(self, one: Pass, role: str, name: str) -> str:
         axis = {"v": one.axes[1], "g": one.axes[0] if one.operands.by_channel else "-"}

@@ -169,9 +169,16 @@ class Signature:
         comma = "," if len(cast) == 1 else ""
         return [f"{', '.join(cast)}{comma} = autocast({', '.join(cast)})"] if cast else []
 
-    def checks(self) -> list[str]:
-        """Statements that cast, check all arguments, and bind N and `scale`."""
-        return [*self.cast(), *self.argument_checks(), *self._state_checks(), *self._scale()]
+    def checks(self, states: bool = True) -> list[str]:
+        """Statements that cast, check all arguments, and bind `scale`, and N with `states`."""
+        if states:
+            packed = [*self._bind_sequences(), *self._state_checks()]
+        else:
+            packed = [
+                "if cu_seqlens is not None:",
+                f'    check_cu_seqlens(op, cu_seqlens, sizes["B"], {self.first}.device)',
+            ]
+        return [*self.cast(), *self._tensor_checks(), *packed, *self._scale()]
 
     def stateless_checks(self) -> list[str]:
         """The same where there are no states, and nothing needs N."""
@@ -181,6 +188,9 @@ class Signature:
 
     def argument_checks(self) -> list[str]:
         """Statements that check all arguments but states, and bind N."""
+        return [*self._tensor_checks(), *self._bind_sequences()]
+
+    def _tensor_checks(self) -> list[str]:
         lines: list[str] = []
         shapes = [(t.name, ["B", *t.axes] if "T" in t.axes else list(t.axes)) for t in self.tensors]
         triples = ", ".join(f'("{n}", {n}, {_tuple(axes)})' for n, axes in shapes)
@@ -192,12 +202,13 @@ class Signature:
         heads = {axis for t in self.tensors for axis in t.axes if not is_feature(axis)}
         for axis in sorted(heads - {"T", *fine}):
             lines.append(f'check_groups(op, sizes, "{axis}", "{fine[0]}")')
-        first = self.first
-        lines.append(
-            'N = sizes["B"] if cu_seqlens is None'
-            f' else check_cu_seqlens(op, cu_seqlens, sizes["B"], {first}.device)'
-        )
         return lines
+
+    def _bind_sequences(self) -> list[str]:
+        return [
+            'N = sizes["B"] if cu_seqlens is None'
+            f' else check_cu_seqlens(op, cu_seqlens, sizes["B"], {self.first}.device)'
+        ]
 
     def _scale(self) -> list[str]:
         return [self._sized(line) for line in self.default_scale("float(scale)")]

@@ -38,6 +38,11 @@ def operand_names(operands: Operands) -> list[str]:
     return ["q", "k", "v", *["g"] * operands.gated, *["u"] * (operands.bonus is not None)]
 
 
+def gate_axes(operands: Operands) -> list[tuple[str, str]]:
+    """The gates that are vectors, with the axis of each: K, which reads sum over, or V."""
+    return [("g", "K")] * operands.by_channel
+
+
 def walks_text(plan: KernelPlan, operands: Operands) -> Block:
     """The functions on canonical operands: `_chunk`, and what it launches."""
     names = operand_names(operands)

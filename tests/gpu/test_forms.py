@@ -59,7 +59,7 @@ PAIRED = ("based", "rebased")
 CHUNKED += PAIRED
 FORMS = [(op, "fused_recurrent") for op in OPERATORS]
 FORMS += [(op, form) for op in CHUNKED for form in ("chunk", "fused_chunk")]
-FORMS += [(op, "parallel") for op in (*PAIRED, "linear_attn_normalized")]
+FORMS += [(op, "parallel") for op in CHUNKED if op != "hgrn"]
 DECAYS, UNIT, POSITIVE = {"g", "gk", "gv"}, {"k", "p", "a", "b"}, {"beta"}
 
 # (B, T, key heads, value heads, K, V, bounds of packed sequences)
