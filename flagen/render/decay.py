@@ -181,7 +181,7 @@ def _by_channel(name: str, before: bool, bonus: bool) -> DecayLines:
     """A gate g per token, head and channel of K; a bonus u per head and channel of K."""
     u = "u + i_h * K, " if bonus else ""
     none = "None, " if bonus else ""
-    sums = f"b_g, b_read, b_write, b_n = {name}_sums(g, p_k, m_tk, False, dtype)\n"
+    sums = f"b_g, b_read, b_write, b_n = {name}_sums(g, p_k, m_tk, False, dtype, PRECISION)\n"
     load_u = "b_u = tl.load(u + i_h * K + o_k, mask=m_k, other=0)\n" * bonus
     own = bonus or not before
     times_u = " * b_u[None, :]" if bonus else ""
@@ -215,7 +215,7 @@ def _by_channel(name: str, before: bool, bonus: bool) -> DecayLines:
             * bonus
         ),
         gate_gradients=Block.of(
-            f"b_dg = {name}_gate_gradients(b_r, b_w, b_s + b_p * tl.exp2(b_n), dtype)\n"
+            f"b_dg = {name}_gate_gradients(b_r, b_w, b_s + b_p * tl.exp2(b_n), dtype, PRECISION)\n"
             "tl.store(dg + p_k, b_dg.to(dg.dtype.element_ty), mask=m_tk)"
         ),
         value_gradients=Block.of(
