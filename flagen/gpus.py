@@ -45,3 +45,23 @@ def find_gpu(text: str) -> GPU:
     if not count.isdecimal() or int(count) == 0:
         raise ValueError(f"`{text}`: after the colon comes the number of multiprocessors")
     return replace(GPUS[name], multiprocessors=int(count))
+
+
+def this_gpu() -> GPU | None:
+    """The GPU of this machine, as Triton sees it; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    from triton.runtime import driver  # type: ignore[import-untyped]
+
+    target = driver.active.get_current_target()
+    facts = driver.active.utils.get_device_properties(torch.cuda.current_device())
+    return GPU(
+        f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch),
+        target.backend,
+        target.arch,
+        target.warp_size,
+        facts["multiprocessor_count"],
+        facts["max_shared_mem"],
+    )

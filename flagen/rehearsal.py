@@ -13,11 +13,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
+import signal
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -31,8 +36,7 @@ from flagen.analyze.recurrence import state_heads
 from flagen.gpus import GPU
 from flagen.notebook import load_folder
 from flagen.parse.spec import Spec
-
-Tile = tuple[int, ...]
+from flagen.plan.kernel_plan import Tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +90,15 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A compiled launch: its shared memory in bytes, and whether it was in Triton's cache before.
+    """A compiled launch: the bytes of shared memory, and those of a thread that registers spill.
 
-    `error` says why there is none.
+    `cached`: it was in Triton's cache before; `error` says why there is none.
     """
 
     launch: Launch
     seconds: float
     shared: int = 0
+    spilled: int = 0
     cached: bool = False
     error: str = ""
 
@@ -125,20 +130,16 @@ class Driver:
         }
 
 
-_gpu: GPU | None = None
-
-
 def become(gpu: GPU) -> None:
     """Make this process one that rehearses for `gpu`."""
-    global _gpu
-    _gpu = gpu
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked decides
     triton.runtime.driver.set_active(Driver(gpu))
 
 
 def record(
     operator: Operator, calls: tuple[Call, ...], tiles: Mapping[str, Tile] | None = None
 ) -> tuple[Launch, ...]:
-    """What `calls` launch, each once. `tiles` replaces what the functions of these names return."""
+    """What `calls` launch, each once; with `tiles` in place of those of the chunk forms."""
     package = _load(operator)
     found: dict[Launch, None] = {}
 
@@ -163,30 +164,59 @@ def compile_launch(operator: Operator, launch: Launch) -> Made:
     _load(operator)
     known: list[bool] = []
     triton.knobs.compilation.listener = lambda cache_hit, **_: known.append(cache_hit)
+    kernel = getattr(import_module(launch.module), launch.kernel)
     start = time.perf_counter()
     try:
-        made = getattr(import_module(launch.module), launch.kernel).preload(launch.specialization)
+        made = kernel.preload(launch.specialization)
+        kernel.device_caches.clear()  # a kernel that is there is launched, and not noted
     except Exception as error:  # the compiler's errors are of many kinds; the caller reports them
         text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         return Made(launch, time.perf_counter() - start, error=text)
-    return Made(launch, time.perf_counter() - start, made.metadata.shared, all(known))
+    seconds = time.perf_counter() - start
+    return Made(launch, seconds, made.metadata.shared, spilled(made.asm), all(known))
+
+
+def spilled(asm: Mapping[str, Any]) -> int:
+    """The bytes of a thread's stack; of NVIDIA's kernels where the tool that tells is there."""
+    if "amdgcn" in asm:
+        found = re.search(r"\.private_segment_fixed_size: +(\d+)", asm["amdgcn"])
+        return int(found[1]) if found else 0
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    if not tool.exists():
+        return 0
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+        command = [str(tool), "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return max(map(int, re.findall(r"(?:STACK|LOCAL):(\d+)", text)), default=0)
 
 
 @contextmanager
-def replaced(module: ModuleType | None, tiles: Mapping[str, Tile]) -> Iterator[None]:
-    """The functions `_<kernel>_tiles` of a module return `tiles[kernel]`, whatever they get."""
+def replaced(module: Any, tiles: Mapping[str, Tile]) -> Iterator[None]:
+    """For each kernel the tile of `tiles` is what the module's `_<kernel>_tiles` knows."""
     before = {f"_{kernel}_tiles": getattr(module, f"_{kernel}_tiles") for kernel in tiles}
-
-    def always(tile: Tile) -> Callable[..., Tile]:
-        return lambda *_, **__: tile
-
     try:
         for kernel, tile in tiles.items():
-            setattr(module, f"_{kernel}_tiles", always(tile))
+            setattr(module, f"_{kernel}_tiles", partial(_looked_up, module.block, tile))
         yield
     finally:
         for name, function in before.items():
             setattr(module, name, function)
+
+
+def _looked_up(
+    block: Callable[..., int],
+    tile: Tile,
+    contracted: int,
+    columns: int,
+    dtype: torch.dtype,
+    crowded: bool = False,
+) -> tuple[int, ...]:
+    """What a generated function returns whose only row is `tile`."""
+    stages = tile.crowded_stages if crowded and tile.crowded_stages else tile.stages
+    sides = block(contracted, tile.block, tile.least), block(columns, tile.columns, tile.least)
+    return tile.rows, *sides, tile.warps, stages
 
 
 def chunk_module(package: ModuleType) -> ModuleType | None:
@@ -267,9 +297,9 @@ class Workers:
         operator: Operator,
         calls: tuple[Call, ...],
         tiles: Mapping[str, Tile] | None = None,
-    ) -> tuple[Launch, ...]:
+    ) -> Future[tuple[Launch, ...]]:
         """See `record`."""
-        return self.pool.submit(record, operator, calls, tiles).result()
+        return self.pool.submit(record, operator, calls, tiles)
 
     def compile(self, operator: Operator, launch: Launch) -> Future[Made]:
         """See `compile_launch`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from concurrent.futures import as_completed
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -89,7 +89,7 @@ def warmup(
         with Workers(gpu, jobs or default_workers()) as workers, progress() as bars:
             for operator, _ in wanted:
                 bar = bars.add_task(f"{operator.name} for {gpu.name}", total=None)
-                launches = workers.record(operator, calls[operator.name])
+                launches = workers.record(operator, calls[operator.name]).result()
                 bars.update(bar, total=len(launches))
                 made = []
                 for each in as_completed([workers.compile(operator, one) for one in launches]):
@@ -152,25 +152,18 @@ def _calls(
 
 def _gpus(names: list[str]) -> list[GPU]:
     """The GPUs to compile for."""
-    from flagen.gpus import find_gpu
+    from flagen.gpus import find_gpu, this_gpu
 
     try:
-        return [find_gpu(name) for name in names or [_here()]]
+        found = [find_gpu(name) for name in names]
     except ValueError as error:
         raise usage(str(error)) from error
-
-
-def _here() -> str:
-    """The name of this machine's GPU."""
-    import torch
-
-    if not torch.cuda.is_available():
+    here = None if found else this_gpu()
+    if here is not None:
+        return [here]
+    if not found:
         raise usage("there is no GPU here", "name one, for example --arch sm_90")
-    facts: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
-    arch = f"sm_{facts.major}{facts.minor}"
-    if torch.version.hip:
-        arch = facts.gcnArchName.partition(":")[0]
-    return f"{arch}:{facts.multi_processor_count}"
+    return found
 
 
 def _conclude(name: str, gpu: GPU, made: list[Made]) -> bool:

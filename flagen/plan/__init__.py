@@ -1,8 +1,10 @@
 """plan: forms become kernels with tiles. Nothing here depends on a shape that only a call knows.
 
-Tiles were measured on an H200 (bench/results); each was checked there against float64, since wrong
-configurations exist: two-byte tiles of 64 rows without pipelining (`stages` 1) leave the bounds of
-shared memory there, by Triton 3.6.0's own allocation.
+Tiles are in `tiles/`, read by `tables`. Those for 227 KiB of shared memory were measured on an H200
+(bench/results); each was checked there against float64, since wrong configurations exist: two-byte
+tiles of 64 rows without pipelining (`stages` 1) leave the bounds of shared memory there, by Triton
+3.6.0's own allocation. Those for less were not measured: they are the same made smaller until every
+kernel fits, which a test proves by compilation.
 """
 
 from __future__ import annotations
@@ -11,69 +13,11 @@ from dataclasses import replace
 
 from flagen.analyze.recurrence import Level
 from flagen.derive.derivation import Derivation
-from flagen.plan.kernel_plan import KernelPlan, ModulePlan, Tile, TileTable
+from flagen.plan.kernel_plan import KernelPlan, ModulePlan
 from flagen.plan.scan import SCAN
+from flagen.plan.tables import Table, load, tile_tables
 
 __all__ = ["KernelPlan", "plan"]
-
-FORWARD = TileTable(
-    "fwd",
-    half=(
-        Tile(128, 64, 128, 64, 4, 3, crowded_stages=2),
-        Tile(256, 64, 256, 32, 4, 2, crowded_stages=2),
-    ),
-    single=(
-        Tile(64, 32, 64, 64, 8, 1, crowded_stages=1),
-        Tile(256, 16, 128, 32, 8, 1, crowded_stages=1),
-    ),
-)
-BACKWARD = TileTable(
-    "bwd",
-    half=(
-        Tile(128, 64, 128, 64, 4, 3, crowded_stages=2),
-        Tile(256, 64, 256, 32, 4, 2, crowded_stages=2),
-    ),
-    single=(
-        Tile(64, 32, 64, 64, 8, 1, crowded_stages=1),
-        Tile(256, 16, 128, 32, 8, 1, crowded_stages=1),
-    ),
-)
-STATES = TileTable(
-    "states",
-    half=(Tile(256, 64, 64, 128, 4, 3, least=64),),
-    single=(Tile(256, 16, 64, 64, 4, 2),),
-)
-OUT = TileTable(
-    "out",
-    half=(Tile(256, 64, 64, 64, 4, 1, least=64),),
-    single=(Tile(256, 16, 64, 64, 4, 2),),
-)
-GRAD = TileTable(
-    "grad",
-    half=(Tile(256, 64, 64, 128, 4, 2, least=64),),
-    single=(Tile(256, 16, 64, 64, 4, 2),),
-)
-CHANNEL_FORWARD = TileTable(
-    "fwd",
-    half=(
-        Tile(128, 32, 128, 64, 8, 2, crowded_stages=2),
-        Tile(256, 32, 256, 32, 8, 2, crowded_stages=2),
-    ),
-    single=(
-        Tile(64, 16, 64, 64, 8, 1, crowded_stages=1),
-        Tile(256, 16, 128, 32, 8, 1, crowded_stages=1),
-    ),
-)
-SUM = TileTable(
-    "sum",
-    half=(Tile(256, 64, 128, 64, 4, 3),),
-    single=(Tile(256, 32, 64, 32, 4, 1),),
-)
-PARALLEL = TileTable(
-    "parallel",
-    half=(Tile(128, 64, 128, 64, 4, 2), Tile(256, 64, 256, 32, 4, 2)),
-    single=(Tile(64, 32, 64, 64, 8, 1), Tile(256, 16, 128, 32, 8, 1)),
-)
 
 LEAST_SEGMENT = 1024
 """Tokens below which a segment is not worth the state that it enters with."""
@@ -82,13 +26,13 @@ _CHUNK = ModulePlan(
     file="chunk.py",
     template="module/chunk.py.jinja",
     kernels=("decay", "walk", "chunk_fwd", "chunk_bwd", "segment_sum", "segment_scan"),
-    tiles=(FORWARD, BACKWARD, SUM),
+    walk="constant",
 )
 _ON_STATES = ("chunk_fwd", "chunk_states", "chunk_grad", "segment_sum", "segment_scan")
 _GATED = replace(
     _CHUNK,
     kernels=("walk", "scalar_read_gradients", "scalar_write_gradients", *_ON_STATES),
-    tiles=(FORWARD, STATES, GRAD),
+    walk="scalar",
 )
 _BY_CHANNEL = replace(
     _CHUNK,
@@ -106,32 +50,33 @@ _BY_CHANNEL = replace(
         "chunk_out",
         *_ON_STATES,
     ),
-    tiles=(CHANNEL_FORWARD, STATES, OUT, GRAD),
+    walk="channel",
 )
 _RECURRENT = ModulePlan(
     file="fused_recurrent.py",
     template="module/fused_recurrent.py.jinja",
     kernels=("decay", "step", "recurrent_fwd", "recurrent_bwd"),
-    tiles=(),
 )
 _TOKEN = ModulePlan(
     file="fused_recurrent.py",
     template="module/token.py.jinja",
     kernels=("token_fwd", "token_bwd"),
-    tiles=(),
 )
 _PARALLEL = ModulePlan(
     file="parallel.py",
     template="module/parallel.py.jinja",
     kernels=("decay", "parallel_walk", "parallel_fwd", "parallel_bwd"),
-    tiles=(PARALLEL,),
+    walk="parallel",
 )
-_NAIVE = ModulePlan(file="naive.py", template="module/naive.py.jinja", kernels=(), tiles=())
-_INIT = ModulePlan(file="__init__.py", template="module/init.py.jinja", kernels=(), tiles=())
+_NAIVE = ModulePlan(file="naive.py", template="module/naive.py.jinja", kernels=())
+_INIT = ModulePlan(file="__init__.py", template="module/init.py.jinja", kernels=())
 
 
-def plan(derivation: Derivation) -> KernelPlan:
-    """The files of the operator, with the kernels of the forms that it has."""
+def plan(derivation: Derivation, tables: tuple[Table, ...] | None = None) -> KernelPlan:
+    """The files of the operator, with the kernels of the forms that it has.
+
+    `tables` are those that come with flagen, unless others are given.
+    """
     modules = [_INIT, _NAIVE]
     if "chunk" in derivation.forms or "fused_chunk" in derivation.forms:
         modules.append(_chunk(derivation))
@@ -139,7 +84,9 @@ def plan(derivation: Derivation) -> KernelPlan:
         modules.append(_RECURRENT if derivation.plain else _TOKEN)
     if "parallel" in derivation.forms:
         modules.append(_PARALLEL)
-    return KernelPlan(derivation, tuple(modules), LEAST_SEGMENT)
+    known = load() if tables is None else tables
+    planned = (replace(each, tiles=tile_tables(known, each.walk)) for each in modules)
+    return KernelPlan(derivation, tuple(planned), LEAST_SEGMENT)
 
 
 def _chunk(derivation: Derivation) -> ModulePlan:
