@@ -37,13 +37,22 @@ def compile_spec(spec: str | os.PathLike[str] | Mapping[str, Any]) -> ModuleType
 
 def load_files(files: Iterable[GeneratedFile], name: str) -> ModuleType:
     """The operator `name` out of `files`, which are written to the cache unless they are there."""
+    return load_folder(store_files(files), name)
+
+
+def store_files(files: Iterable[GeneratedFile]) -> Path:
+    """The folder in the cache that holds `files`."""
     files = tuple(files)
     whole = "\0".join(text for file in files for text in (file.path, file.text))
-    key = hashlib.sha256(whole.encode()).hexdigest()[:16]
-    folder = cache_folder() / key
+    folder = cache_folder() / hashlib.sha256(whole.encode()).hexdigest()[:16]
     # Whatever lies there, the files that are imported are the ones that were compiled.
     write(compare(files, folder), folder, force=True)
-    return import_module(f"{_package(key, folder)}.{name}")
+    return folder
+
+
+def load_folder(folder: Path, name: str) -> ModuleType:
+    """The operator `name` out of a folder that `store_files` filled, perhaps in another process."""
+    return import_module(f"{_package(folder.name, folder)}.{name}")
 
 
 def cache_folder() -> Path:

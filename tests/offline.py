@@ -129,6 +129,7 @@ def _pretend(module: Any, target: str) -> None:
         "runs_kernels": lambda x: True,
         "autocast": lambda *tensors: tensors,
         "num_sms": lambda device: MULTIPROCESSORS,
+        "shared_memory": lambda: SHARED[target],
         "dot_precision": lambda device, dtype: (
             "tf32x3" if tf32 and dtype == torch.float32 else "ieee"
         ),

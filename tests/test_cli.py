@@ -402,7 +402,7 @@ class TestOtherCommands:
         assert found is None or found[1] == flagen.__version__
 
     @pytest.mark.parametrize(
-        "command", ["new", "build", "verify", "explain", "list", "schema", "env"]
+        "command", ["new", "build", "verify", "explain", "warmup", "tune", "list", "schema", "env"]
     )
     def test_help(self, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "80")

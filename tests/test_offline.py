@@ -6,15 +6,20 @@ and asynchronous copies are used, and no loop has the hazard of `hazards`.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hazards import Hazard, hazards
+
+from flagen.gpus import GPUS
 
 if TYPE_CHECKING:
     from offline import Report
@@ -163,3 +168,34 @@ LOOP = """
 def test_lint(slots: int, pending: int, ages: list[int]) -> None:
     text = LOOP.replace("SLOTS", str(slots)).replace("PENDING", str(pending))
     assert [h.age for h in hazards(text)] == ages
+
+
+# What needs most, on each of the GPUs; with one long sequence a chunk form has every kernel.
+PLANNED = [
+    ("sm_80", "linear_attn", "chunk", "1x4096x2x256", "float32", "train"),
+    ("sm_89", "simple_gla", "chunk", "1x4096x2x128", "bfloat16", "train"),
+    ("sm_90", "gla", "chunk", "1x4096x2x128", "bfloat16", "train"),
+    ("sm_100", "simple_gla", "fused_chunk", "1x4096x2x256", "bfloat16", "infer"),
+    ("gfx942", "simple_gla", "fused_chunk", "1x4096x2x256", "bfloat16", "train"),
+    ("gfx942", "gla", "chunk", "1x512x2x128", "bfloat16", "infer"),
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
+@pytest.mark.parametrize("call", PLANNED, ids="-".join)
+def test_shared_memory(call: tuple[str, ...]) -> None:
+    """Every kernel of forward and backward fits the GPU, with the tiles that it would have."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    program = str(Path(__file__).with_name("shared_memory.py"))
+    done = subprocess.run(
+        [sys.executable, program, *call],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found
+    for kernel, shared in found.items():
+        assert shared <= GPUS[call[0]].shared, kernel

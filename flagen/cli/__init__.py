@@ -12,7 +12,7 @@ import typer
 
 import flagen
 from flagen import bench
-from flagen.cli import about, build, explain, new, overview, verify
+from flagen.cli import about, build, explain, new, overview, tune, verify, warmup
 from flagen.cli.console import Commands
 
 __all__ = ["app"]
@@ -33,6 +33,8 @@ app.command(epilog=explain.EXAMPLES)(explain.explain)
 app.command(
     "bench", short_help="Time operators beside their references and peers.", **bench.SETTINGS
 )(bench.bench_command)
+app.command(epilog=warmup.EXAMPLES)(warmup.warmup)
+app.command(epilog=tune.EXAMPLES)(tune.tune)
 app.command("list")(overview.overview)
 app.command()(about.schema)
 app.command()(about.env)

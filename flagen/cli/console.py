@@ -12,6 +12,14 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -41,6 +49,20 @@ def show(renderable: Any) -> None:
     """A table, as wide as the terminal, or as it needs where there is none."""
     console = _console()
     console.print(renderable, width=None if console.is_terminal else 1000)
+
+
+def progress() -> Progress:
+    """A bar with the time that has passed and an estimate of the rest, on stderr while it runs."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left", style="dim"),
+        TimeRemainingColumn(),
+        console=_console(stderr=True),
+        transient=True,
+    )
 
 
 def report(error: FlagenError | InternalError | OSError) -> Exit:

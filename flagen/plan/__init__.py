@@ -1,9 +1,11 @@
 """plan: forms become kernels with tiles. Nothing here depends on a shape that only a call knows.
 
-Tiles were measured on an H200 (bench/results); each was checked there against float64, since wrong
-configurations exist: some two-byte tiles of 64 rows without pipelining (`stages` 1), as those of 32
-columns, leave the bounds of shared memory there, by Triton 3.6.0's own allocation. Those below are
-clean under compute-sanitizer.
+Tiles are in `tiles/`, read by `tables`. Those for 227 KiB of shared memory were measured on an
+H200 (bench/results); each was checked there against float64, since wrong configurations exist:
+some two-byte tiles of 64 rows without pipelining (`stages` 1), as those of 32 columns, leave the
+bounds of shared memory there, by Triton 3.6.0's own allocation. Those that are used are clean under
+compute-sanitizer. Those for less memory were not measured: they are the same made smaller until
+every kernel fits, which a test proves by compilation.
 """
 
 from __future__ import annotations
@@ -12,89 +14,11 @@ from dataclasses import replace
 
 from flagen.analyze.recurrence import Level
 from flagen.derive.derivation import Derivation
-from flagen.plan.kernel_plan import KernelPlan, ModulePlan, Tile, TileTable
+from flagen.plan.kernel_plan import KernelPlan, ModulePlan
 from flagen.plan.scan import SCAN
+from flagen.plan.tables import Table, load, tile_tables
 
 __all__ = ["KernelPlan", "plan"]
-
-FORWARD = TileTable(
-    "fwd",
-    half=(
-        Tile(128, 64, 128, 64, 4, 3, crowded_stages=2),
-        Tile(256, 64, 256, 64, 4, 2, crowded_stages=1),
-    ),
-    single=(
-        Tile(64, 32, 64, 64, 8, 1, crowded_stages=1),
-        Tile(256, 16, 128, 32, 8, 1, crowded_stages=1),
-    ),
-)
-BACKWARD = TileTable(
-    "bwd",
-    half=(
-        Tile(128, 64, 128, 64, 4, 3, crowded_stages=2),
-        Tile(256, 64, 256, 64, 4, 2, crowded_stages=1),
-    ),
-    single=(
-        Tile(64, 32, 64, 64, 8, 1, crowded_stages=1),
-        Tile(256, 16, 128, 32, 8, 1, crowded_stages=1),
-    ),
-)
-STATES = TileTable(
-    "states",
-    half=(Tile(256, 64, 64, 128, 4, 3, least=64),),
-    single=(Tile(256, 16, 64, 64, 4, 2),),
-)
-OUT = TileTable(
-    "out",
-    half=(Tile(256, 64, 64, 128, 4, 1, least=64),),
-    single=(Tile(256, 16, 64, 64, 4, 2),),
-)
-CHANNEL_GRAD = TileTable(
-    "grad",
-    half=(Tile(256, 64, 64, 64, 4, 1, least=64),),
-    single=(Tile(256, 16, 64, 64, 4, 2),),
-)
-VALUES = TileTable(
-    "values",
-    half=(Tile(256, 64, 64, 128, 4, 1, least=64),),
-    single=(Tile(256, 16, 64, 64, 4, 2),),
-)
-GRAD = TileTable(
-    "grad",
-    half=(Tile(256, 64, 64, 128, 4, 2, least=64),),
-    single=(Tile(256, 16, 64, 64, 4, 2),),
-)
-CHANNEL_FORWARD = TileTable(
-    "fwd",
-    half=(
-        Tile(128, 32, 128, 64, 8, 2, crowded_stages=2),
-        Tile(256, 32, 256, 32, 8, 2, crowded_stages=2),
-    ),
-    single=(
-        Tile(64, 16, 64, 64, 8, 1, crowded_stages=1),
-        Tile(256, 16, 128, 32, 8, 1, crowded_stages=1),
-    ),
-)
-SUM = TileTable(
-    "sum",
-    half=(Tile(256, 64, 128, 64, 4, 3),),
-    single=(Tile(256, 32, 64, 32, 4, 1),),
-)
-PARALLEL = TileTable(
-    "parallel",
-    half=(Tile(128, 64, 128, 64, 4, 2), Tile(256, 64, 256, 32, 4, 2)),
-    single=(Tile(64, 32, 64, 64, 8, 1), Tile(256, 16, 128, 32, 8, 1)),
-)
-PARALLEL_GATED = TileTable(
-    "parallel",
-    half=(Tile(128, 64, 128, 64, 4, 2, least=64), Tile(256, 64, 256, 64, 4, 2, least=64)),
-    single=(Tile(64, 32, 64, 64, 8, 1), Tile(256, 16, 128, 32, 8, 1)),
-)
-PARALLEL_BY_CHANNEL = TileTable(
-    "parallel",
-    half=(Tile(256, 64, 64, 64, 4, 1, least=64),),
-    single=(Tile(256, 16, 64, 64, 4, 1),),
-)
 
 LEAST_SEGMENT = 1024
 """Tokens below which a segment is not worth the state that it enters with."""
@@ -103,7 +27,7 @@ _CHUNK = ModulePlan(
     file="chunk.py",
     template="module/chunk.py.jinja",
     kernels=("decay", "walk", "chunk_fwd", "chunk_bwd", "segment_sum", "segment_scan"),
-    tiles=(FORWARD, BACKWARD, SUM),
+    walk="constant",
 )
 _GATED = replace(
     _CHUNK,
@@ -115,7 +39,7 @@ _GATED = replace(
         "segment_sum",
         "segment_scan",
     ),
-    tiles=(FORWARD, STATES, GRAD, SUM),
+    walk="scalar",
 )
 _BY_CHANNEL = replace(
     _CHUNK,
@@ -138,36 +62,29 @@ _BY_CHANNEL = replace(
         "segment_sum",
         "segment_scan",
     ),
-    tiles=(CHANNEL_FORWARD, STATES, OUT, CHANNEL_GRAD, VALUES),
+    walk="channel",
 )
 _RECURRENT = ModulePlan(
     file="fused_recurrent.py",
     template="module/fused_recurrent.py.jinja",
     kernels=("decay", "step", "recurrent_fwd", "recurrent_bwd"),
-    tiles=(),
 )
 _TOKEN = ModulePlan(
     file="fused_recurrent.py",
     template="module/token.py.jinja",
     kernels=("token_fwd", "token_bwd"),
-    tiles=(),
 )
 _PARALLEL = ModulePlan(
     file="parallel.py",
     template="module/parallel.py.jinja",
     kernels=("decay", "parallel_walk", "parallel_fwd", "parallel_bwd"),
-    tiles=(PARALLEL,),
-)
-ATTENTION = TileTable(
-    "attention",
-    half=(Tile(256, 64, 64, 64, 4, 2),),
-    single=(Tile(256, 32, 32, 64, 4, 1),),
+    walk="parallel",
 )
 _ATTENTION = ModulePlan(
     file="parallel.py",
     template="module/attention.py.jinja",
     kernels=("attention_products", "attention"),
-    tiles=(ATTENTION,),
+    walk="attention",
 )
 _PARALLEL_GATED = replace(
     _PARALLEL,
@@ -178,7 +95,7 @@ _PARALLEL_GATED = replace(
         "parallel_bwd_gated",
         "parallel_gate",
     ),
-    tiles=(PARALLEL_GATED,),
+    walk="parallel_scalar",
 )
 _PARALLEL_BY_CHANNEL = replace(
     _PARALLEL,
@@ -198,14 +115,17 @@ _PARALLEL_BY_CHANNEL = replace(
         "parallel_bwd_by_channel",
         "parallel_gate",
     ),
-    tiles=(PARALLEL_BY_CHANNEL,),
+    walk="parallel_channel",
 )
-_NAIVE = ModulePlan(file="naive.py", template="module/naive.py.jinja", kernels=(), tiles=())
-_INIT = ModulePlan(file="__init__.py", template="module/init.py.jinja", kernels=(), tiles=())
+_NAIVE = ModulePlan(file="naive.py", template="module/naive.py.jinja", kernels=())
+_INIT = ModulePlan(file="__init__.py", template="module/init.py.jinja", kernels=())
 
 
-def plan(derivation: Derivation) -> KernelPlan:
-    """The files of the operator, with the kernels of the forms that it has."""
+def plan(derivation: Derivation, tables: tuple[Table, ...] | None = None) -> KernelPlan:
+    """The files of the operator, with the kernels of the forms that it has.
+
+    `tables` are those that come with flagen, unless others are given.
+    """
     modules = [_INIT, _NAIVE]
     if "chunk" in derivation.forms or "fused_chunk" in derivation.forms:
         modules.append(_chunk(derivation))
@@ -213,7 +133,9 @@ def plan(derivation: Derivation) -> KernelPlan:
         modules.append(_RECURRENT if derivation.plain else _TOKEN)
     if "parallel" in derivation.forms:
         modules.append(_parallel(derivation))
-    return KernelPlan(derivation, tuple(modules), LEAST_SEGMENT)
+    known = load() if tables is None else tables
+    planned = (replace(each, tiles=tile_tables(known, each.walk)) for each in modules)
+    return KernelPlan(derivation, tuple(planned), LEAST_SEGMENT)
 
 
 def _chunk(derivation: Derivation) -> ModulePlan:

@@ -28,22 +28,38 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """The tiles for GPUs with `shared` KiB of shared memory and more, by rising `contracted`."""
+
+    shared: int
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TileTable:
-    """The tiles of one kernel, for two-byte and for four-byte elements, by rising `contracted`."""
+    """The tiles of one kernel, for two-byte and for four-byte elements, by rising `shared`.
+
+    `crowded`: whether they depend on how many programs there are.
+    """
 
     kernel: str
-    half: tuple[Tile, ...]
-    single: tuple[Tile, ...]
+    crowded: bool
+    half: tuple[Rows, ...]
+    single: tuple[Rows, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ModulePlan:
-    """One generated file: the template of its module and those of its kernels, in order."""
+    """One generated file: the template of its module and those of its kernels, in order.
+
+    `walk` is the name under which tables have its tiles, if they do: see `plan.tables`.
+    """
 
     file: str
     template: str
     kernels: tuple[str, ...]
-    tiles: tuple[TileTable, ...]
+    tiles: tuple[TileTable, ...] = ()
+    walk: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class ScanTile:
 class ScanModule(ModulePlan):
     """The file of a scan's chunk forms; per kernel, tiles for two-byte and four-byte elements."""
 
-    scan_tiles: tuple[tuple[str, ScanTile, ScanTile], ...]
+    scan_tiles: tuple[tuple[str, ScanTile, ScanTile], ...] = ()
 
 
 SCAN = ScanModule(
@@ -50,7 +50,6 @@ SCAN = ScanModule(
         "scan_fwd",
         "scan_bwd",
     ),
-    tiles=(),
     scan_tiles=(
         ("fwd", ScanTile(16, 64, 4, 3), ScanTile(8, 32, 4, 3)),
         ("bwd", ScanTile(8, 64, 8, 3), ScanTile(8, 32, 4, 3)),

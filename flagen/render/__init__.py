@@ -9,6 +9,7 @@ dataclass: that of `package` for an operator's `__init__.py`, of `reference` for
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import sympy
 
@@ -18,7 +19,7 @@ from flagen.derive.derivation import Derivation, Operands
 from flagen.diagnostics import InternalError
 from flagen.parse.expression import unparse
 from flagen.parse.spec import Spec
-from flagen.plan.kernel_plan import KernelPlan, ModulePlan, Tile, TileTable
+from flagen.plan.kernel_plan import KernelPlan, ModulePlan, Rows, Tile, TileTable
 from flagen.plan.scan import ScanModule
 from flagen.render.attention import attention_context
 from flagen.render.chunk import check_arguments, chunk_context
@@ -186,18 +187,26 @@ def _module_context(plan: KernelPlan, module: ModulePlan) -> ModuleContext:
 
 def _tile_function(table: TileTable) -> str:
     """A function that looks the tiles of a kernel up."""
-    crowded = any(tile.crowded_stages for tile in (*table.half, *table.single))
-    parameter = ", crowded: bool" if crowded else ""
+    parameter = ", crowded: bool" if table.crowded else ""
     lines = [
         f"def _{table.kernel}_tiles(",
         f"    contracted: int, columns: int, dtype: torch.dtype{parameter}",
         ") -> tuple[int, ...]:",
         '    """(BT, block of the contracted dimension, block of columns, warps, stages)."""',
         "    if dtype == torch.float32:",
-        *(f"        {line}" for line in _choose(table.single)),
-        *(f"    {line}" for line in _choose(table.half)),
+        *(f"        {line}" for line in _fitting(table.single)),
+        *(f"    {line}" for line in _fitting(table.half)),
     ]
     return "\n".join(lines)
+
+
+def _fitting(rows: tuple[Rows, ...]) -> list[str]:
+    """Statements that return a tile of the last rows that the GPU has the shared memory for."""
+    lines = []
+    for each, larger in pairwise(rows):
+        lines.append(f"if shared_memory() < {larger.shared} << 10:")
+        lines += [f"    {line}" for line in _choose(each.tiles)]
+    return lines + _choose(rows[-1].tiles)
 
 
 def _choose(tiles: tuple[Tile, ...]) -> list[str]:
@@ -205,7 +214,7 @@ def _choose(tiles: tuple[Tile, ...]) -> list[str]:
     lines = []
     for tile in tiles:
         stages = str(tile.stages)
-        if tile.crowded_stages is not None:
+        if tile.crowded_stages not in (None, tile.stages):
             stages = f"{tile.crowded_stages} if crowded else {tile.stages}"
         least = f", {tile.least}" if tile.least > 16 else ""
         result = (
