@@ -88,14 +88,17 @@ def compare(
     """The name of every result, its error and the bound on it.
 
     The bound is twice the error of `usual`, naive in the inputs' dtype, at least the floor of the
-    dtype and at most LIMIT; for a result in `conditions`, floor and LIMIT times its condition. That
-    function is called only where an error is above what a well-conditioned result may have. Errors
-    are relative to no less than `least`.
+    dtype and at most LIMIT. For a result in `conditions`, floor and LIMIT are multiplied by its
+    condition, and by 1 + 1/sqrt(n), because the mean of n errors scatters by as much. That function
+    is called only where an error is above what a well-conditioned result may have. Errors are
+    relative to no less than `least`.
     """
     for name in found:
         off, most = (error(each[name], exact[name], least) for each in (found, usual))
         bound = min(max(2 * most, floor(dtype)), LIMIT)
         if off > bound:
-            times = max(conditions().get(name, 1.0), 1.0)
+            known = conditions()
+            scatter = 1 + found[name].numel() ** -0.5 if name in known else 1.0
+            times = max(known.get(name, 1.0), 1.0) * scatter
             bound = min(max(2 * most, floor(dtype) * times), LIMIT * times)
         yield name, off, bound

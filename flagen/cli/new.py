@@ -43,8 +43,8 @@ state:
 update: S = exp(g) * S + outer(k, v)
 output: o = scale * dot(q, S)       # scale is K**-0.5 unless the call says otherwise
 
-# Left out, every form that the mathematics allows is made.
-forms: [chunk, fused_chunk, fused_recurrent, parallel]
+# Every form that the mathematics allows is made. To make some of them, or to be told why one cannot
+# be: forms: [chunk, fused_chunk, fused_recurrent, parallel]
 """
 
 

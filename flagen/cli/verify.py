@@ -25,6 +25,9 @@ Examples:
   flagen verify my.yaml && flagen build my.yaml
 """
 
+COLUMNS = 7
+"""How many tensors a table has beside each other: 80 characters are enough for them."""
+
 
 def verify(spec: Annotated[str, typer.Argument(metavar="SPEC", hidden=True)]) -> None:
     """Compare every form of a spec, and every gradient, with float64.
@@ -56,8 +59,12 @@ def verify(spec: Annotated[str, typer.Argument(metavar="SPEC", hidden=True)]) ->
     where = torch.cuda.get_device_name() if device.type == "cuda" else "Triton's interpreter"
     say((compilation.spec.name, "bold"), f"  in {where}, relative RMS error against float64")
     for dtype in dict.fromkeys(result.dtype for result in found):
-        say()
-        show(_table(dtype, [result for result in found if result.dtype == dtype]))
+        mine = [result for result in found if result.dtype == dtype]
+        tensors = list(dict.fromkeys(result.tensor for result in mine))
+        for start in range(0, len(tensors), COLUMNS):
+            say()
+            part = tensors[start : start + COLUMNS]
+            show(_table(dtype, [result for result in mine if result.tensor in part]))
     _conclude(found, device, time.perf_counter() - start)
 
 
