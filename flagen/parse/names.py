@@ -96,9 +96,9 @@ _LOCAL = frozenset(
     }
 )
 _RESERVED_PREFIXES = ("b_", "i_", "j_", "m_", "n_", "o_", "p_", "r_")
-_OF_A_STATE = (
-    *("{}_before", "{}_in", "{}_out", "{}_saved", "{}_steps", "{}_each", "{}_pool", "{}_STRIDE"),
-    *("initial_{}", "final_{}"),
+_OF_A_STATE = re.compile(
+    r"(?:initial|final)_(?P<after>\w+)"
+    r"|(?P<before>\w+)_(?:before|in|in_t|out[0-9]*|saved|steps|each|pool|STRIDE)"
 )
 
 
@@ -147,8 +147,8 @@ def bad_name(draft: Draft) -> Iterator[Diagnostic]:
 def reserved_name(draft: Draft) -> Iterator[Diagnostic]:
     """FG107: a name that means something else already."""
     names = {name for name, _, _ in _named(draft)}
-    states = [name for name, _, role in _named(draft) if role == "state"]
-    of_states = {form.format(state): state for state in states for form in _OF_A_STATE}
+    states = {name for name, _, role in _named(draft) if role == "state"}
+    own = sorted(_RESERVED | _LOCAL)
     for name, span, role in _named(draft):
         if not is_name(name, role):
             continue
@@ -158,17 +158,27 @@ def reserved_name(draft: Draft) -> Iterator[Diagnostic]:
             why = "is a function of the language"
         elif name in draft.axes():
             why = "is an axis of this spec"
-        elif name in _RESERVED | _LOCAL or name.startswith(_RESERVED_PREFIXES):
+        elif name in own or name.startswith(_RESERVED_PREFIXES):
             why = "is a name that generated code uses"
         elif name.startswith("d") and name[1:] in names:
             why = f"is what generated code calls the gradient of `{name[1:]}`"
-        elif name in of_states:
-            why = f"is what generated code calls a form of the state `{of_states[name]}`"
+        elif (of := _state_of(name)) in states:
+            why = f"is what generated code calls a form of the state `{of}`"
+        elif taken := [each for each in own if _state_of(each) == name and name in states]:
+            why = f"is a state, and would make `{taken[0]}`, which generated code uses"
+        elif name.startswith("sum_d") and name[5:] in names:
+            why = f"is what generated code calls the sum of the gradients of `{name[5:]}`"
         elif name.endswith("_t") and name[:-2] in names:
             why = f"is what generated code calls `{name[:-2]}` of one token"
         else:
             continue
         yield Diagnostic("FG107", f"{quote(name)} {why}", span, (), "rename it")
+
+
+def _state_of(name: str) -> str | None:
+    """The state of which a name would be a form in generated code."""
+    form = _OF_A_STATE.fullmatch(name)
+    return form and (form["after"] or form["before"])
 
 
 def duplicate_name(draft: Draft) -> Iterator[Diagnostic]:
@@ -233,7 +243,8 @@ def _is_axis(name: str, draft: Draft) -> bool:
     # BK, BV, NT, … are what generated code calls blocks and their numbers.
     parts = [part for product in draft.products for part in parts_of(product)]
     block = name[:1] in ("B", "N") and name[1:] in ("", "C", "S", *draft.axes(), *parts, "T")
-    return AXIS.fullmatch(name) is not None and not block and name not in parts
+    composed = name in ("IN", "OUT", "EACH", "POOL")  # of states, as in o_in
+    return AXIS.fullmatch(name) is not None and not (block or composed or name in parts)
 
 
 def _bad_axis(item: Node) -> Diagnostic:

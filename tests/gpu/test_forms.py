@@ -37,11 +37,13 @@ OPERATORS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "linear_attn_normalized": (dict(q="BTHK", k="BTHK", v="BTHV"), ("BHKV", "BHK")),
     "oja": (dict(q="BTHK", k="BTHK", v="BTHV", gv="BTHV", beta="BTH"), STATE),
     "rebased": (dict(q="BTHK", k="BTHK", v="BTHV"), ("BHFV", "BHF")),
+    "rwkv4": (dict(w="V", u="V", k="BTV", v="BTV"), ("BV", "BV")),
     "rwkv6": (dict(r="BTHK", k="BTHK", v="BTHV", w="BTHK", u="HK"), STATE),
     "rwkv7": (dict(r="BTHK", w="BTHK", k="BTHK", v="BTHV", a="BTHK", b="BTHK"), STATE),
     "simple_gla": (dict(q="BTHK", k="BTHK", v="BTHV", g="BTH"), STATE),
 }
 CHUNKED = ("gla", "hgrn", "hgrn2", "linear_attn", "linear_attn_normalized", "rwkv6", "simple_gla")
+CHUNKED += ("rwkv4",)
 PAIRED = ("based", "rebased")
 """Operators with states over the F = K * K pairs of features."""
 CHUNKED += PAIRED
@@ -123,7 +125,7 @@ def test_form(op: str, form: str, dtype: torch.dtype, shape: tuple, strength: fl
         }
         x["states"] = list(naive(**before, output_final_state=True)[1])
     x["dstates"] = [torch.randn(s, device="cuda") for s in shapes]
-    width = [size[a] for a in ("BTHV" if op != "hgrn" else "BTV")]
+    width = [size[a] for a in ("BTHV" if op not in ("hgrn", "rwkv4") else "BTV")]
     x["do"] = torch.randn(width, device="cuda").to(dtype)
     exact, same, actual = run(naive, x, torch.float64), run(naive, x, None), run(function, x, None)
     for name, wanted in exact.items():
