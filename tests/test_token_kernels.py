@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, given, settings
 
 from flagen.analyze.recurrence import state_heads
 from flagen.diagnostics import FlagenError
-from flagen.load import load
+from flagen.load import load, load_text
 from flagen.parse import parse
 from flagen.parse.spec import Spec
 from flagen.pipeline import Pipeline
@@ -511,6 +511,25 @@ def identifiers() -> list[str]:
     # of those that no spec may have, a few
     refused = [name for name in every if name.startswith(PREFIXES)]
     return [name for name in every if name not in refused or refused.index(name) % 10 == 0]
+
+
+def test_names_of_modules_are_refused() -> None:
+    """A function or an import of a generated module cannot be an argument of its functions."""
+    names = set()
+    for path in (ROOT / "generated").glob("*/*.py"):
+        for node in ast.parse(path.read_text()).body:
+            defined = [node.name] if isinstance(node, ast.FunctionDef) else []
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                defined = [each.asname or each.name for each in node.names]
+            if isinstance(node, ast.Assign):
+                defined = [each.id for each in node.targets if isinstance(each, ast.Name)]
+            names |= {
+                re.sub(rf"(^|_){path.parent.name}($|_)", r"\1named\2", each) for each in defined
+            }
+    for name in names - {"named"}:
+        with pytest.raises(FlagenError, match=r"FG10[67]|FG114"):
+            parse(load_text(renamed({"u": name}), "named.yaml"))
+    assert len(names) > 50
 
 
 def test_random_names_of_the_kernels(tmp_path: Path) -> None:

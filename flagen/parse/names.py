@@ -39,14 +39,21 @@ _RESERVED = frozenset(
         *dir(builtins),
     }
 )
-# What the bodies of generated functions call their own.
+# What generated modules, and the bodies of their functions, call their own.
 _LOCAL = frozenset(
     {
         "L",
+        "Launcher",
+        "Operator",
+        "PARTS",
+        "ROWS",
+        "UNBOUNDED",
         "autocast",
         "block",
         "bos",
         "cdiv",
+        "check_alike",
+        "check_cu_seqlens",
         "check_groups",
         "check_inference",
         "check_kwargs",
@@ -55,16 +62,22 @@ _LOCAL = frozenset(
         "check_slots",
         "check_state",
         "check_tensors",
+        "checkpoint_interval",
         "chunk",
         "constants",
         "decode_by_reference",
+        "dot_precision",
         "dtype",
         "eos",
+        "exchange_roles",
         "expm1",
         "final",
+        "first_chunk",
+        "fixed_segment",
         "folded",
         "ht",
         "in_place",
+        "interpretable",
         "kwargs",
         "larger",
         "launch",
@@ -72,6 +85,7 @@ _LOCAL = frozenset(
         "locate",
         "lru_cache",
         "math",
+        "num_sms",
         "num_warps",
         "once",
         "op",
@@ -81,6 +95,7 @@ _LOCAL = frozenset(
         "programs",
         "reverse",
         "rows",
+        "runs_kernels",
         "scalars",
         "sign",
         "size",
@@ -93,9 +108,13 @@ _LOCAL = frozenset(
         "tanh",
         "tensors",
         "total",
+        "warnings",
     }
 )
 _RESERVED_PREFIXES = ("b_", "i_", "j_", "m_", "n_", "o_", "p_", "r_")
+_OF_A_MODULE = re.compile(
+    "(attention|chunk|epilogue|parallel|prologue|recurrent)_(fwd|bwd|decode)(_fake)?"
+)
 _OF_A_STATE = re.compile(
     r"(?:initial|final)_(?P<after>\w+)"
     r"|(?P<before>\w+)_(?:before|in|in_t|out[0-9]*|saved|steps|each|pool|STRIDE)"
@@ -148,7 +167,7 @@ def reserved_name(draft: Draft) -> Iterator[Diagnostic]:
     """FG107: a name that means something else already."""
     names = {name for name, _, _ in _named(draft)}
     states = {name for name, _, role in _named(draft) if role == "state"}
-    own = sorted(_RESERVED | _LOCAL)
+    own, op = sorted(_RESERVED | _LOCAL), draft.text("name")
     for name, span, role in _named(draft):
         if not is_name(name, role):
             continue
@@ -158,8 +177,10 @@ def reserved_name(draft: Draft) -> Iterator[Diagnostic]:
             why = "is a function of the language"
         elif name in draft.axes():
             why = "is an axis of this spec"
-        elif name in own or name.startswith(_RESERVED_PREFIXES):
+        elif name in own or name.startswith(_RESERVED_PREFIXES) or _OF_A_MODULE.fullmatch(name):
             why = "is a name that generated code uses"
+        elif op and (name.startswith(f"{op}_") or name.endswith(f"_{op}")):
+            why = "is what generated code calls a function of the operator"
         elif name.startswith("d") and name[1:] in names:
             why = f"is what generated code calls the gradient of `{name[1:]}`"
         elif (of := _state_of(name)) in states:
