@@ -197,6 +197,10 @@ SCANS = {
         "h = exp(g) * h + x", "o = q * h", "x: [T, H, D], q: [T, HQ, D]", decay="g: [T, H, D]"
     ),
     "shared": scan("h = exp(g) * h + x", "o = q * h", "x: [T, D], q: [T, H, D]", decay="g: [T, D]"),
+    "before": scan("h = exp(g) * h + x", "o = prev(h)", decay="g: [T, H, D]"),
+    "before_and_after": scan(
+        "h = exp(g) * h + x", "o = q * prev(h) + h", "x: [T, D], q: [T, H, D]", decay="g: [T, D]"
+    ),
     "two_axes": scan(
         "h = exp(g) * h + x; s = s + y",
         "o = h * tanh(mean(s * s, E))",
@@ -335,8 +339,9 @@ def _scans(draw: st.DrawFn) -> str:
         x = inputs(f"x_{name}", "D")
         injection = draw(st.sampled_from((x, f"{x} * {inputs('y', 'D')}", f"(1 - sigmoid({x}))")))
         updates.append(f"{name} = {inputs.decay(f'g_{name}', 'D')}{name} + {injection}")
+        read = draw(st.sampled_from((name, name, f"prev({name})")))
         terms.append(
-            draw(st.sampled_from((name, f"{inputs('q', 'D')} * {name}", f"scale * {name}")))
+            draw(st.sampled_from((read, f"{inputs('q', 'D')} * {read}", f"scale * {read}")))
         )
         states[name] = "[D]"
     output = draw(st.sampled_from((" + ", " * "))).join(terms)

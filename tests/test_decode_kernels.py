@@ -295,10 +295,10 @@ print("right")
 
 # What a slip in the kernel or in its launch would be.
 MUTATIONS = [
-    ("gla", "i_s = tl.load(slots + i_n)", "i_s = tl.load(slots)"),
-    ("gla", "i_s * S_STRIDE", "i_s * (H * K * V)"),
-    ("gla", "& (i_s >= 0)", ""),
-    ("gla", "b_o = tl.where(i_s >= 0, b_o, 0.0)", "pass"),
+    ("gla", "r_slot = tl.load(slots + i_n)", "r_slot = tl.load(slots)"),
+    ("gla", "r_slot * S_STRIDE", "r_slot * (H * K * V)"),
+    ("gla", "& (r_slot >= 0)", ""),
+    ("gla", "b_o = tl.where(r_slot >= 0, b_o, 0.0)", "pass"),
     ("gla", "S_each + ((bos + i_t) * H", "S_each + (i_t * H"),
     ("linear_attn_normalized", "z_pool.index_select(0, slots.clamp(min=0))", "z_pool"),
     ("retention", "i_s * STATE_STRIDE", "i_s * (H * K * V)"),

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,7 +32,7 @@ from flagen.pipeline import Pipeline
 from flagen.render import runtime_file
 from flagen.verify import Case, cast, make, poisoned_memory, run
 from flagen.write import compare, write
-from generated import hgrn
+from generated import hgrn, rwkv4
 from generated._runtime import batch_invariant
 
 ROOT = Path(__file__).parent.parent
@@ -150,6 +152,79 @@ def test_strong_decay_loses_no_digits(segments: None, device: torch.device) -> N
         assert ((found.double() - wanted).abs() / wanted.abs()).max() < 1e-5
 
 
+RWKV4 = parse(load(ROOT / "specs" / "rwkv4.yaml"))
+WIDE = [
+    Case(2, 5, 1, 20, 0),
+    Case(1, 300, 1, 3, 0),
+    Case(1, 140, 1, 8, 0, (0, 0, 1, 5, 140, 140)),
+]
+
+
+@pytest.mark.parametrize("form", ["chunk", "fused_chunk", "fused_recurrent"])
+@pytest.mark.parametrize("case", WIDE, ids=str)
+@pytest.mark.parametrize("reach", [1, 50])
+def test_quotient_of_wide_range(
+    reach: int, case: Case, form: str, segments: None, device: torch.device
+) -> None:
+    """RWKV-4 reads before the update; its weights exp(k) span 43 orders of magnitude."""
+    x = make(RWKV4, case, torch.float32, device)
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(like: torch.Tensor, reach: float) -> torch.Tensor:
+        return (reach * (2 * torch.rand(like.shape, generator=generator) - 1)).to(device)
+
+    if reach > 1:
+        x |= {"k": uniform(x["k"], reach), "u": uniform(x["u"], 5)}
+        x["w"] = torch.linspace(-4, 2, case.K, device=device)  # of e^-0.02 to e^-7 per token
+        x["initial b"] = uniform(x["initial b"], reach).exp()
+        x["initial a"] = x["initial a"].sign() * x["initial b"]
+        # a loss of the states that does not drown that of o
+        x |= {name: x[name] / math.exp(reach) for name in ("d final a", "d final b")}
+    exact = run(rwkv4.naive_rwkv4, cast(x, torch.float64), RWKV4, True)
+    usual = run(rwkv4.naive_rwkv4, x, RWKV4, True)
+    # what one rounding of the inputs does: exp(50) has 50 of them
+    moved = {
+        n: t.double() * (1 + uniform(t, 2**-23).double()) for n, t in x.items() if n != "cu_seqlens"
+    }
+    moved = run(rwkv4.naive_rwkv4, {**x, **moved}, RWKV4, True)
+    with poisoned_memory():
+        found = run(getattr(rwkv4, f"{form}_rwkv4"), x, RWKV4, True)
+    for name, value in found.items():
+        least = max(error(usual[name], exact[name]), error(moved[name], exact[name]))
+        assert error(value, exact[name]) <= max(2 * least, floor(torch.float32)), name
+
+
+BEFORE = [
+    ("(b_e if BEFORE else b_o)", "b_o"),
+    ("b_a[s] * b_Y + b_do[s] if BEFORE else", "b_a[s] * b_Y if BEFORE else"),
+    ("b_dh if BEFORE else", "b_dh + b_do[s] if BEFORE else"),
+    ("b_a[s] * b_dx + b_do[s] if BEFORE else", "b_a[s] * b_dx if BEFORE else"),
+    ("REVERSE and not BEFORE else", "REVERSE else"),
+]
+
+
+@pytest.mark.parametrize("right, wrong", BEFORE, ids=str)
+def test_a_wrong_read_before_the_update_is_found(
+    right: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    name = f"rwkv4_slip{BEFORE.index((right, wrong))}"
+    package = tmp_path / name / "rwkv4"
+    package.mkdir(parents=True)
+    for file in (ROOT / "generated" / "rwkv4").glob("*.py"):
+        text = file.read_text()
+        if file.name == "chunk.py":
+            assert right in text
+            text = re.sub(r'"rwkv4_(\w+_\w{8}")', rf'"{name}_\1', text.replace(right, wrong))
+        (package / file.name).write_text(text)
+    (package.parent / "_runtime.py").write_text((ROOT / "generated" / "_runtime.py").read_text())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    form = importlib.import_module(f"{name}.rwkv4").chunk_rwkv4
+    importlib.import_module(f"{name}._runtime").batch_invariant(128)
+    x = make(RWKV4, Case(1, 300, 1, 3, 0), torch.float32, device)
+    with pytest.raises(AssertionError):
+        verify(form, x, rwkv4.naive_rwkv4, RWKV4)
+
+
 def test_decays_may_have_another_dtype(device: torch.device) -> None:
     """The gradient of a float32 decay has the digits of float32, whatever dtype o is rounded to."""
     x = inputs(Case(1, 131, 1, 5, 0), torch.float16, device)
@@ -263,7 +338,6 @@ def test_heads_and_other_names(case: Case, with_heads: Any, device: torch.device
 
 
 REFUSED = {
-    "`z` reads `s` before the update": text(output="z = prev(s)"),
     "`z` keeps the axis E of `s`, along which the decay varies": text(output="z = s + sum(s, E)"),
 }
 
@@ -293,10 +367,14 @@ def test_self_check_sees_wrong_operands() -> None:
     recurrence, token, scan = derivation.recurrence, derivation.token, derivation.scan
     assert scan is not None
     x, g = symbol("x"), symbol("g")
-    assert (scan.injections, scan.log_decays, scan.axes) == ((x,), (g,), (("D",),))
+    (read,) = scan.reads
+    assert (read.injection, read.log_decay, read.axes, read.before) == (x, g, ("D",), False)
     assert scan.stages.arguments == (("x", "g"),)
     with pytest.raises(InternalError, match="gives another `h`"):
-        check_scan(recurrence, token, replace(scan, injections=(g,), log_decays=(x,)))
+        other = replace(read, injection=g, log_decay=x)
+        check_scan(recurrence, token, replace(scan, reads=(other,)))
+    with pytest.raises(InternalError, match="gives another `o`"):
+        check_scan(recurrence, token, replace(scan, reads=(replace(read, before=True),)))
     with pytest.raises(InternalError, match="gives another `o`"):
         check_scan(recurrence, token, replace(scan, output=2 * scan.output))
 

@@ -6,6 +6,7 @@ They run in Triton's interpreter where there is no GPU. The specs are those of `
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
@@ -15,18 +16,20 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 
 from flagen.accuracy import Tensors, error
 from flagen.analyze.recurrence import state_heads
 from flagen.diagnostics import FlagenError
-from flagen.load import load
+from flagen.load import load, load_text
 from flagen.parse import parse
 from flagen.parse.spec import Spec
 from flagen.pipeline import Pipeline
@@ -326,6 +329,15 @@ UNUSUAL = {
         " + relu(v) * rsqrt(1 + square(v)) * tanh(v) * softplus(r)']",
         "",
     ),
+    "gates_and_norms": (
+        "{q: [T, H, K], k: [T, H, K], v: [T, HV, V], g: [T, HV], beta: [T, HV], a_log: [HV], "
+        "dt_bias: [HV]}",
+        "{S: [K, V]}",
+        "['kn = k * rsqrt(sum(k * k, K) + 1e-6)', 'a = -exp(a_log) * softplus(g + dt_bias)',"
+        " 'S = exp(a) * S', 'S = S + outer(kn, sigmoid(beta) * (v - dot(kn, S)))']",
+        "o = scale * dot(q * rsqrt(sum(q * q, K) + 1e-6), S)",
+        "",
+    ),
     "three_features": (
         "{q: [T, H, K], k: [T, H, K], v: [T, H, V], m: [T, H, M], w: [T, H, V]}",
         "{S: [K, V], Z: [M, V]}",
@@ -377,12 +389,12 @@ MUTATIONS = [
     ("kda", "i_h = i_hv // (HV // H)", "i_h = i_hv % H"),
     ("kda", "i % CHUNK == 0", "i % CHUNK == 1"),
     ("kda", "(i_v * n_r + bos)", "(bos)"),
-    ("kda", "i_s = n_s - 1 - j_s", "i_s = j_s"),
+    ("kda", "j_s = n_s - 1 - j_t", "j_s = j_t"),
     ("kda", "b_dS += tl.load", "b_dS -= tl.load"),
     ("rwkv6", "b_sum_du += b_du", "b_sum_du = b_du"),
     ("rwkv6", "(i_v * N + i_n.to(tl.int64))", "(i_n.to(tl.int64))"),
     ("rwkv6", "tl.where(REVERSE, n_t - 1 - i, i)", "tl.where(REVERSE, i, i)"),
-    ("rwkv6", "r_saved = bos // CHUNK + i_n", "r_saved = i_n"),
+    ("rwkv6", "r_first = bos // CHUNK + i_n", "r_first = i_n"),
     ("linear_attn_normalized", "if i_v == 0:", "if i_v >= 0:"),
     ("linear_attn_normalized", "b_z = tl.load(z_in", "b_z = -tl.load(z_in"),
     ("hgrn", "b_h = tl.load(h_saved", "b_h = 2 * tl.load(h_saved"),
@@ -420,6 +432,129 @@ def test_a_wrong_kernel_is_found(
             exact = run(_reversed(op.naive), cast(x, torch.float64), op.spec, True)
             found = run(_reversed(op.form), x, op.spec, True)
             assert all(error(found[n], exact[n]) < 2e-6 for n in found)
+
+
+# Every name that a kernel has is given to something: inputs (of tokens and fixed), states, axes.
+NAMED = """\
+name: named
+inputs: {q: [T, H, K], k: [T, H, K], v: [T, H, V], f: [T, H], u: [H, K], w: [V]}
+state: {S: [K, V], z: [K], c: [], a: [V]}
+update:
+  - e = w * tanh(v) - dot(k, S)
+  - S = sigmoid(f) * S + outer(exp(u) * k, e)
+  - z = 0.5 * z + square(k)
+  - c = sigmoid(f) * c + 1
+  - a = a + w * v
+output:
+  - y = dot(q * exp(u), S) / (1 + abs(dot(q, z)))
+  - o = y / (1 + square(c)) + a * silu(y)
+"""
+OWN = ("q", "k", "v", "f", "u", "w", "S", "z", "c", "a", "e", "y", "o")
+HARD = [
+    {"S": "r", "z": "m", "c": "o", "a": "i", "o": "out_1"},
+    {"S": "n", "z": "p", "c": "b", "a": "j", "u": "x1", "w": "x2"},
+    {"S": "k", "k": "q", "q": "f", "f": "s1", "a": "v", "v": "c", "c": "h"},
+    {"u": "k1", "w": "dz1", "f": "i", "q": "j", "o": "x", "K": "S", "V": "C"},
+    {"u": "tile", "w": "x1", "z": "z_tile", "k": "s", "K": "R", "V": "J"},
+]
+
+
+NUMBERS = count()
+
+
+def renamed(names: dict[str, str]) -> str:
+    """The spec with other names; whoever has one of them already gets the one that it replaces."""
+    words = set(re.findall(r"\w+", NAMED))
+    every = dict(names)
+    every |= {new: f"{new}_free" for new in names.values() if new in words and new not in names}
+    body = re.sub(r"\w+", lambda word: every.get(word[0], word[0]), NAMED.split("\n", 1)[1])
+    return f"name: named\n{body}"
+
+
+def same_by_any_name(names: dict[str, str], folder: Path) -> bool:
+    """Whether the recurrence of other names is accepted; then its kernels must be right."""
+    try:
+        compilation = Pipeline()(renamed(names))
+    except FlagenError as error:
+        assert {each.code for each in error.diagnostics} <= {
+            "FG106",
+            "FG107",
+            "FG108",
+            "FG109",
+            "FG114",
+        }
+        return False
+    package = f"names_{next(NUMBERS)}"
+    write(compare((runtime_file(), *compilation.files), folder / package), folder / package)
+    sys.path.insert(0, str(folder))
+    op = Operator(compilation.spec, importlib.import_module(f"{package}.named"))
+    sys.path.remove(str(folder))
+    verify(op, inputs(op.spec, Case(1, 9, 2, 5, 3), torch.float32), torch.float32)
+    return True
+
+
+@pytest.mark.parametrize("names", HARD, ids=str)
+def test_names_that_kernels_use_too(names: dict[str, str], tmp_path: Path) -> None:
+    assert same_by_any_name(names, tmp_path)
+
+
+FIXED = set(re.findall(r"\w+", NAMED)) - set(OWN)
+PREFIXES = ("b_", "i_", "j_", "m_", "n_", "o_", "p_", "r_")
+
+
+def identifiers() -> list[str]:
+    """Every name in the generated token level of an operator."""
+    text = (ROOT / "generated" / "rwkv6" / "fused_recurrent.py").read_text()
+    found = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    found |= {node.arg for node in ast.walk(ast.parse(text)) if isinstance(node, ast.arg)}
+    parts = {part for name in found for part in name.split("_") if part.isidentifier()}
+    every = sorted((found | parts | {f"x{n}" for n in range(4)}) - FIXED)
+    # of those that no spec may have, a few
+    refused = [name for name in every if name.startswith(PREFIXES)]
+    return [name for name in every if name not in refused or refused.index(name) % 10 == 0]
+
+
+def test_names_of_modules_are_refused() -> None:
+    """A function or an import of a generated module cannot be an argument of its functions."""
+    names = set()
+    for path in (ROOT / "generated").glob("*/*.py"):
+        for node in ast.parse(path.read_text()).body:
+            defined = [node.name] if isinstance(node, ast.FunctionDef) else []
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                defined = [each.asname or each.name for each in node.names]
+            if isinstance(node, ast.Assign):
+                defined = [each.id for each in node.targets if isinstance(each, ast.Name)]
+            names |= {
+                re.sub(rf"(^|_){path.parent.name}($|_)", r"\1named\2", each) for each in defined
+            }
+    for name in names - {"named"}:
+        with pytest.raises(FlagenError, match=r"FG10[67]|FG114"):
+            parse(load_text(renamed({"u": name}), "named.yaml"))
+    assert len(names) > 50
+
+
+def test_random_names_of_the_kernels(tmp_path: Path) -> None:
+    """Names that the kernels have, for anything: refused in words, or right."""
+    tried = []
+
+    @settings(
+        max_examples=int(os.environ.get("FLAGEN_RANDOM_SPECS", "100")) // 2,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        st.dictionaries(
+            st.sampled_from(OWN), st.sampled_from(identifiers()), min_size=1, max_size=2
+        )
+    )
+    def each(names: dict[str, str]) -> None:
+        if len(set(names.values())) == len(names) and sum(tried) < 5:
+            tried.append(same_by_any_name(names, tmp_path))
+
+    each()
+    assert sum(tried) == 5 and not all(tried)
 
 
 def test_forms_that_do_not_exist(tmp_path: Path) -> None:

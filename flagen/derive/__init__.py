@@ -87,7 +87,8 @@ def _is_plain(
     tensors = [(each.name, each.axes) for each in wanted[0] if each.name == str(each.expression)]
     decays = [symbol(each.name) for each in recurrence.spec.inputs if each.value is not None]
     return (
-        inputs == tensors == [("q", _QK), ("k", _QK), ("v", ("T", "H", "V"))]
+        not recurrence.spec.reverse
+        and inputs == tensors == [("q", _QK), ("k", _QK), ("v", ("T", "H", "V"))]
         and len(wanted[0]) == 3
         and [one.axes for one in passes] == [recurrence.states[0].axes]
         and passes[0].operands.inclusive

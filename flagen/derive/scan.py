@@ -10,8 +10,15 @@ scan of the same kind from the last token to the first:
     dx[t] = do[t] + y[t+1]      y[t] = exp(g[t]) dx[t]      dg[t] = dx[t] (exp(g[t]) h[t-1])
 
 The product exp(g) h[t-1] is taken as it is, and not as o[t] - x[t], of which a strong decay leaves
-no digits. Injection and log decay are expressions of the inputs, and so is the output, with the
-states: pointwise stages make them (`stages`).
+no digits. A read before the update, o[t] = h[t-1], is not shifted either: its gradient joins after
+the decay,
+
+    dx[t] = y[t+1]      y[t] = exp(g[t]) dx[t] + do[t]
+
+Each read is a scan of its own. Injection and log decay are expressions of the inputs, and so is the
+output, with what is read: pointwise stages make them (`stages`). A quotient of two such sums, as in
+RWKV-4, needs no running maximum: float32 holds weights from e^-87 to e^88, sums keep their relative
+digits at any size, and the quotient's slopes divide before they multiply.
 """
 
 from __future__ import annotations
@@ -26,7 +33,13 @@ import sympy
 from flagen.analyze.evaluate import value_of
 from flagen.analyze.meaning import run, sample, small_sizes
 from flagen.analyze.named import Named
-from flagen.analyze.recurrence import Family, Recurrence, output_heads
+from flagen.analyze.recurrence import (
+    Family,
+    Read,
+    Recurrence,
+    StateRecurrence,
+    output_heads,
+)
 from flagen.analyze.sequence import Sequence
 from flagen.derive.differences import differences
 from flagen.derive.stages import Stages, Wanted, stages_of
@@ -40,80 +53,112 @@ _Pair = tuple[str, Array, Array]  # a name, what it should be, and what the chun
 
 
 @dataclass(frozen=True, slots=True)
-class Scan:
-    """The canonical operands of scans, one per state: injections and log decays.
+class ScanRead:
+    """One scan: what a read sees of a state, from its canonical operands.
 
-    `axes` are those of the states, with the heads of the output first. `output` is an expression
-    over inputs and the states after the update, for which `reads` stand.
+    `axes` are those of the state, with the heads of the output first. `before`: the read sees
+    h[t-1]. `result` stands for what is read in `Scan.output`.
     """
 
-    injections: tuple[sympy.Expr, ...]
-    log_decays: tuple[sympy.Expr, ...]
-    reads: tuple[sympy.Symbol, ...]
-    axes: tuple[tuple[str, ...], ...]
+    result: sympy.Symbol
+    state: str
+    injection: sympy.Expr
+    log_decay: sympy.Expr
+    axes: tuple[str, ...]
+    before: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The scans, one per read, and `output`, an expression over inputs and what they read."""
+
+    reads: tuple[ScanRead, ...]
     output: sympy.Expr
     stages: Stages
+
+    @property
+    def before(self) -> bool:
+        """Whether any read sees a state before the update."""
+        return any(read.before for read in self.reads)
 
 
 def scan_of(recurrence: Recurrence, token: TokenLevel) -> Scan | str | None:
     """The operands; why there are no chunk forms, in words; None where a read is a sum."""
-    states, reads = recurrence.states, {read.state: read for read in recurrence.reads}
     if recurrence.family is not Family.SCAN or any(read.axis for read in recurrence.reads):
         return None
-    for state in states:
-        if state.name not in reads:
+    read = {each.state for each in recurrence.reads}
+    heads, ranks = output_heads(recurrence.spec), {len(state.axes) for state in recurrence.states}
+    for state in recurrence.states:
+        if state.name not in read:
             return f"`{state.name}` is never read"
-    for read in recurrence.reads:
-        if not read.updated:
-            return f"`{recurrence.output}` reads `{read.state}` before the update"
-    axes = tuple((*output_heads(recurrence.spec), *state.axes) for state in states)
+        if len(ranks) > 1 or not (heads or state.axes):
+            return f"`{state.name}` has the axes [{', '.join(state.axes)}]: scans take one for all"
     output = recurrence.epilogue
     if output is None:
-        terms = (read.coefficient * read.symbol for read in recurrence.reads)
+        terms = (each.coefficient * each.symbol for each in recurrence.reads)
         output = sympy.Add(*terms, recurrence.rest)
-    injections = tuple(sympy.Add(*(w.key * w.value for w in state.writes)) for state in states)
-    log_decays = tuple(sympy.Add(*(log for _, log in state.decay.parts)) for state in states)
-    symbols = tuple(reads[state.name].symbol for state in states)
+    states = {state.name: state for state in recurrence.states}
+    reads = tuple(_read(states[each.state], each, heads) for each in recurrence.reads)
     wanted = tuple(
-        (Wanted("x", x, ("T", *each)), Wanted("g", g, ("T", *each)))
-        for x, g, each in zip(injections, log_decays, axes, strict=True)
+        (
+            Wanted("x", each.injection, ("T", *each.axes)),
+            Wanted("g", each.log_decay, ("T", *each.axes)),
+        )
+        for each in reads
     )
-    results = {str(symbol): ("T", *each) for symbol, each in zip(symbols, axes, strict=True)}
-    stages = stages_of(
-        recurrence, wanted, results, output, output_axes(token.step, recurrence.output)
+    results = {str(each.result): ("T", *each.axes) for each in reads}
+    features = output_axes(token.step, recurrence.output)
+    stages = stages_of(recurrence, wanted, results, output, features)
+    return stages if isinstance(stages, str) else Scan(reads, output, stages)
+
+
+def _read(state: StateRecurrence, read: Read, heads: tuple[str, ...]) -> ScanRead:
+    return ScanRead(
+        result=read.symbol,
+        state=state.name,
+        injection=sympy.Add(*(write.key * write.value for write in state.writes)),
+        log_decay=sympy.Add(*(log for _, log in state.decay.parts)),
+        axes=(*heads, *state.axes),
+        before=not read.updated,
     )
-    if isinstance(stages, str):
-        return stages
-    return Scan(injections, log_decays, symbols, axes, output, stages)
 
 
 def scan_in_tiles(
-    x: Array, g: Array, state: Array, size: int, segment: int
+    x: Array, g: Array, state: Array, size: int, segment: int, before: bool = False
 ) -> tuple[Array, Array, list[Array]]:
-    """The states, [T, ...], the last one, and those before tiles of `size` tokens.
+    """The states that are read, [T, ...], the last one, and those before tiles of `size` tokens.
 
     Segments of `segment` tokens, a multiple of `size`, enter with what the sums before them say.
     """
-    h, saved = np.zeros_like(x), []
+    o, saved, b_h = np.zeros_like(x), [], state
     for start in range(0, len(x), segment):
         b_h = _entering(x, np.exp(g), state, range(0, start, size), size)
         for tile in range(start, min(start + segment, len(x)), size):
             saved.append(b_h)
             for t in range(tile, min(tile + size, start + segment, len(x))):
-                h[t] = b_h = np.exp(g[t]) * b_h + x[t]
-    return h, (h[-1] if len(x) else state), saved
+                b_e, b_h = b_h, np.exp(g[t]) * b_h + x[t]
+                o[t] = b_e if before else b_h
+    return o, b_h, saved
 
 
 def adjoint_in_tiles(
-    x: Array, g: Array, do: Array, d_final: Array, saved: list[Array], size: int, segment: int
+    x: Array,
+    g: Array,
+    do: Array,
+    d_final: Array,
+    saved: list[Array],
+    size: int,
+    segment: int,
+    before: bool = False,
 ) -> tuple[Array, Array, Array]:
     """dx, dg and the initial state's gradient; tiles and segments from the last to the first."""
     dx, dg, a, T = np.zeros_like(x), np.zeros_like(g), np.exp(g), len(x)
     y = d_final
     for start in reversed(range(0, T, segment)):
         end = min(start + segment, T)
-        # in reverse, y -> a (y + do): the same kind of map, with the injection a do
-        y = _entering((a * do)[end:][::-1], a[end:][::-1], d_final, range(0, T - end, size), size)
+        # in reverse, y -> a (y + do) or a y + do: the same kind of map
+        u = do if before else a * do
+        y = _entering(u[end:][::-1], a[end:][::-1], d_final, range(0, T - end, size), size)
         for tile in reversed(range(start, end, size)):
             last = min(tile + size, end)
             b_h, decayed = saved[tile // size], np.zeros_like(x[tile:last])
@@ -121,9 +166,9 @@ def adjoint_in_tiles(
                 decayed[t - tile] = a[t] * b_h
                 b_h = decayed[t - tile] + x[t]
             for t in reversed(range(tile, last)):
-                dx[t] = do[t] + y
+                dx[t] = y if before else do[t] + y
                 dg[t] = dx[t] * decayed[t - tile]
-                y = a[t] * dx[t]
+                y = a[t] * dx[t] + (do[t] if before else 0)
     return dx, dg, y
 
 
@@ -169,17 +214,17 @@ def _pairs(
         array: Array = np.broadcast_to(named.over(axes), shape).copy()
         return array
 
-    for n, (name, state) in enumerate(initial.items()):
-        axes = ("T", *scan.axes[n])
-        x, g = value(scan.injections[n], axes), value(scan.log_decays[n], axes)
+    for read in scan.reads:
+        name, axes, state = read.state, ("T", *read.axes), initial[read.state]
+        x, g = value(read.injection, axes), value(read.log_decay, axes)
         shape, do = x.shape, rng.standard_normal(x.shape)
         group = x[0].size // state.size  # heads of the output that share a state
         start = np.repeat(state.reshape(-1, shape[-1]), group, 0).reshape(shape[1:])
-        h, last, saved = scan_in_tiles(x, g, start, size, segment)
+        o, last, saved = scan_in_tiles(x, g, start, size, segment, read.before)
         yield name, final[name], last.reshape(-1, shape[-1])[::group].reshape(state.shape)
-        reads[str(scan.reads[n])] = Named(axes, h)
-        d_last = rng.standard_normal(start.shape)
-        for what, wanted, found in _slopes(x, g, start, (do, d_last, saved), size, segment):
+        reads[str(read.result)] = Named(axes, o)
+        given = (do, rng.standard_normal(start.shape), saved)
+        for what, wanted, found in _slopes(x, g, start, given, size, segment, read.before):
             yield f"d{name}" if what == "dh" else what, wanted, found
     axes = ("T", *output_heads(spec), *output_axes(token.step, recurrence.output))
     made = value_of(scan.output, sequence.inputs | reads, sequence.sizes).over(axes)
@@ -193,15 +238,16 @@ def _slopes(
     given: tuple[Array, Array, list[Array]],
     size: int,
     segment: int,
+    before: bool,
 ) -> Iterator[_Pair]:
     """The gradients of a scan by central differences, and by the adjoint."""
     do, d_last, saved = given
 
     def loss(x: Array, g: Array, start: Array) -> float:
-        h, last, _ = scan_in_tiles(x, g, start, size, segment)
-        return float(np.sum(h * do) + np.sum(last * d_last))
+        o, last, _ = scan_in_tiles(x, g, start, size, segment, before)
+        return float(np.sum(o * do) + np.sum(last * d_last))
 
-    dx, dg, dh = adjoint_in_tiles(x, g, do, d_last, saved, size, segment)
+    dx, dg, dh = adjoint_in_tiles(x, g, do, d_last, saved, size, segment, before)
     yield "dx", differences(x, lambda x: loss(x, g, start)), dx
     yield "dg", differences(g, lambda g: loss(x, g, start)), dg
     yield "dh", differences(start, lambda start: loss(x, g, start)), dh

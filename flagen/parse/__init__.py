@@ -40,6 +40,7 @@ def _spec(draft: Draft) -> Spec:
         update=_statements(draft, "update"),
         output=_statements(draft, "output"),
         scale=draft.scale,
+        reverse=draft.text("time") == "reverse",
         forms=_forms(forms) if forms else None,
         forms_span=forms.span if forms else None,
         source=draft.source,

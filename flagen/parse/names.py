@@ -39,14 +39,21 @@ _RESERVED = frozenset(
         *dir(builtins),
     }
 )
-# What the bodies of generated functions call their own.
+# What generated modules, and the bodies of their functions, call their own.
 _LOCAL = frozenset(
     {
         "L",
+        "Launcher",
+        "Operator",
+        "PARTS",
+        "ROWS",
+        "UNBOUNDED",
         "autocast",
         "block",
         "bos",
         "cdiv",
+        "check_alike",
+        "check_cu_seqlens",
         "check_groups",
         "check_inference",
         "check_kwargs",
@@ -55,16 +62,22 @@ _LOCAL = frozenset(
         "check_slots",
         "check_state",
         "check_tensors",
+        "checkpoint_interval",
         "chunk",
         "constants",
         "decode_by_reference",
+        "dot_precision",
         "dtype",
         "eos",
+        "exchange_roles",
         "expm1",
         "final",
+        "first_chunk",
+        "fixed_segment",
         "folded",
         "ht",
         "in_place",
+        "interpretable",
         "kwargs",
         "larger",
         "launch",
@@ -72,6 +85,7 @@ _LOCAL = frozenset(
         "locate",
         "lru_cache",
         "math",
+        "num_sms",
         "num_warps",
         "once",
         "op",
@@ -81,6 +95,7 @@ _LOCAL = frozenset(
         "programs",
         "reverse",
         "rows",
+        "runs_kernels",
         "scalars",
         "sign",
         "size",
@@ -93,12 +108,16 @@ _LOCAL = frozenset(
         "tanh",
         "tensors",
         "total",
+        "warnings",
     }
 )
 _RESERVED_PREFIXES = ("b_", "i_", "j_", "m_", "n_", "o_", "p_", "r_")
-_OF_A_STATE = (
-    *("{}_before", "{}_in", "{}_out", "{}_saved", "{}_steps", "{}_each", "{}_pool", "{}_STRIDE"),
-    *("initial_{}", "final_{}"),
+_OF_A_MODULE = re.compile(
+    "(attention|chunk|epilogue|parallel|prologue|recurrent)_(fwd|bwd|decode)(_fake)?"
+)
+_OF_A_STATE = re.compile(
+    r"(?:initial|final)_(?P<after>\w+)"
+    r"|(?P<before>\w+)_(?:before|in|in_t|out[0-9]*|saved|steps|each|pool|STRIDE)"
 )
 
 
@@ -147,8 +166,8 @@ def bad_name(draft: Draft) -> Iterator[Diagnostic]:
 def reserved_name(draft: Draft) -> Iterator[Diagnostic]:
     """FG107: a name that means something else already."""
     names = {name for name, _, _ in _named(draft)}
-    states = [name for name, _, role in _named(draft) if role == "state"]
-    of_states = {form.format(state): state for state in states for form in _OF_A_STATE}
+    states = {name for name, _, role in _named(draft) if role == "state"}
+    own, op = sorted(_RESERVED | _LOCAL), draft.text("name")
     for name, span, role in _named(draft):
         if not is_name(name, role):
             continue
@@ -158,17 +177,29 @@ def reserved_name(draft: Draft) -> Iterator[Diagnostic]:
             why = "is a function of the language"
         elif name in draft.axes():
             why = "is an axis of this spec"
-        elif name in _RESERVED | _LOCAL or name.startswith(_RESERVED_PREFIXES):
+        elif name in own or name.startswith(_RESERVED_PREFIXES) or _OF_A_MODULE.fullmatch(name):
             why = "is a name that generated code uses"
+        elif op and (name.startswith(f"{op}_") or name.endswith(f"_{op}")):
+            why = "is what generated code calls a function of the operator"
         elif name.startswith("d") and name[1:] in names:
             why = f"is what generated code calls the gradient of `{name[1:]}`"
-        elif name in of_states:
-            why = f"is what generated code calls a form of the state `{of_states[name]}`"
+        elif (of := _state_of(name)) in states:
+            why = f"is what generated code calls a form of the state `{of}`"
+        elif taken := [each for each in own if _state_of(each) == name and name in states]:
+            why = f"is a state, and would make `{taken[0]}`, which generated code uses"
+        elif name.startswith("sum_d") and name[5:] in names:
+            why = f"is what generated code calls the sum of the gradients of `{name[5:]}`"
         elif name.endswith("_t") and name[:-2] in names:
             why = f"is what generated code calls `{name[:-2]}` of one token"
         else:
             continue
         yield Diagnostic("FG107", f"{quote(name)} {why}", span, (), "rename it")
+
+
+def _state_of(name: str) -> str | None:
+    """The state of which a name would be a form in generated code."""
+    form = _OF_A_STATE.fullmatch(name)
+    return form and (form["after"] or form["before"])
 
 
 def duplicate_name(draft: Draft) -> Iterator[Diagnostic]:
@@ -233,7 +264,8 @@ def _is_axis(name: str, draft: Draft) -> bool:
     # BK, BV, NT, … are what generated code calls blocks and their numbers.
     parts = [part for product in draft.products for part in parts_of(product)]
     block = name[:1] in ("B", "N") and name[1:] in ("", "C", "S", *draft.axes(), *parts, "T")
-    return AXIS.fullmatch(name) is not None and not block and name not in parts
+    composed = name in ("IN", "OUT", "EACH", "POOL")  # of states, as in o_in
+    return AXIS.fullmatch(name) is not None and not (block or composed or name in parts)
 
 
 def _bad_axis(item: Node) -> Diagnostic:

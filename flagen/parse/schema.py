@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -106,6 +106,9 @@ class _Spec(_Model):
     doc: str = Field("", description="What it is, for the generated docstring")
     inputs: dict[str, _axes_or(_Input)] = Field(description="Tensors with a gradient")  # type: ignore[valid-type]
     axes: dict[str, _Product] = Field({}, description="Axes of pairs, such as F: K*K")
+    time: Literal["forward", "reverse"] = Field(
+        "forward", description="Which token comes first: the first or the last"
+    )
     decay: dict[str, _axes_or(_Decay)] = Field({}, description="Decays, as logarithms")  # type: ignore[valid-type]
     state: dict[str, _Axes] = Field(description="States, at most two axes each")
     update: _Statements = Field(description="How a token changes the states, in order")
@@ -212,7 +215,8 @@ def _wrong_kind(source: Source, location: Location) -> Diagnostic:
     if location and isinstance(location[-1], int):
         where = f"an item of {quote(path[-2])}"
         expected = _ITEMS.get(path[0], "the name of an axis, such as `K`")
-    return Diagnostic("FG103", f"{where} must be {expected}, not {_found(node)}", node.span)
+    found = quote(node.value) if path == ("time",) and isinstance(node.value, str) else _found(node)
+    return Diagnostic("FG103", f"{where} must be {expected}, not {found}", node.span)
 
 
 def _found(node: Node) -> str:
@@ -243,6 +247,7 @@ _EXPECTED: dict[tuple[str, ...], str] = {
     (): "a mapping with keys such as `name:` and `inputs:`",
     ("name",): "text",
     ("doc",): "text",
+    ("time",): "`forward` or `reverse`",
     ("inputs",): "a mapping of names to axes, such as `q: [T, H, K]`",
     ("decay",): "a mapping of names to axes, such as `g: {axes: [T, H]}`",
     ("state",): "a mapping of names to axes, such as `S: [K, V]`",

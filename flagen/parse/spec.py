@@ -107,6 +107,7 @@ class Spec:
     update: tuple[Statement, ...]
     output: tuple[Statement, ...]
     scale: Expression
+    reverse: bool  # the last token comes first; rendering sees to it, all else is in order of time
     forms: tuple[str, ...] | None  # None: every form that the mathematics allows
     forms_span: Span | None
     source: Source

@@ -13,7 +13,7 @@ from flagen.plan.kernel_plan import KernelPlan, ModulePlan
 from flagen.render.chunk import alike, joined
 from flagen.render.environment import Block, fill
 from flagen.render.finish import spec_digest
-from flagen.render.passes import prepared, stage_imports
+from flagen.render.passes import in_order_of_time, prepared, stage_imports
 from flagen.render.pointwise import PointwiseText, pointwise_text
 from flagen.render.reference import equations, signature_of, summary
 from flagen.render.step_text import StepText
@@ -167,10 +167,11 @@ def _body(
     q, k, v = (f"{name}{alone}" for name in attention.stages.arguments[0])
     v += "" if attention.axes[1] else ".unsqueeze(-1)"
     results = [str(name) if epilogue else output for name in attention.results]
-    lines = prepared(spec, attention.stages, first, prologue)
+    lines = in_order_of_time(spec, first, states=False)
+    lines += prepared(spec, attention.stages, first, prologue)
     lines.append(f"{', '.join(results)} = _attention({q}, {k}, {v}, cu_seqlens, {scale})")
     back = ("" if heads else ".squeeze(2)") + ("" if attention.axes[1] else ".squeeze(-1)")
     lines += [f"{results[0]} = {results[0]}{back}"] if back else []
     lines += [f"{name} = {name}.squeeze(2)" for name in results[1:] if not heads]
     lines += [epilogue.call] if epilogue else []
-    return [*lines, f"return {output}, None"]
+    return [*lines, f"return {output}{'.flip(1)' if spec.reverse else ''}, None"]

@@ -59,6 +59,7 @@ def spec_digest(spec: Spec) -> str:
     for tensor in spec.inputs:
         value = "" if tensor.value is None else unparse(tensor.value)
         parts.append(f"{tensor.name} {tensor.axes} {tensor.role} {tensor.domain} {value}")
+    parts += ["reverse"] * spec.reverse
     parts += [f"{product.name} = {product.factors}" for product in spec.products]
     parts += [f"{state.name} {state.axes}" for state in spec.state]
     parts += [f"{s.target} = {unparse(s.value)}" for s in (*spec.update, *spec.output)]

@@ -38,6 +38,43 @@ def prepared(spec: Spec, stages: Stages, first: str, prologue: PointwiseText | N
     return lines
 
 
+def in_order_of_time(spec: Spec, first: str, states: bool = True) -> list[str]:
+    """Statements that turn a call around whose last token comes first.
+
+    Packed sequences are turned around as a whole: their order is, too, and so is that of states.
+    """
+    if not spec.reverse:
+        return []
+    tensors = [t.name for t in spec.inputs if t.value is None and "T" in t.axes]
+    lines = [f"{name} = {name}.flip(1)" for name in tensors]
+    lines.append("if cu_seqlens is not None:")
+    lines.append(f"    cu_seqlens = {first}.shape[1] - cu_seqlens.flip(0)")
+    for state in spec.state if states else ():
+        given = given_state(spec, state.name)
+        lines.append(f"    {given} = None if {given} is None else {given}.flip(0)")
+    return lines
+
+
+def results_in_order(spec: Spec, finals: dict[str, str]) -> list[str]:
+    """The last statements, which return the output and the final states."""
+    output, states, lines = spec.output[-1].target, list(finals.values()), []
+    if spec.reverse:
+        states = [f"final_{name}" for name in finals]
+        lines = [f"{new} = {code}" for new, code in zip(states, finals.values(), strict=True)]
+        lines += [
+            "if cu_seqlens is not None:",
+            *(f"    {name} = {name}.flip(0)" for name in states),
+        ]
+        output = f"{output}.flip(1)"
+    final = states[0] if len(states) == 1 else f"({', '.join(states)})"
+    return [*lines, f"return {output}, {final} if output_final_state else None"]
+
+
+def given_state(spec: Spec, state: str) -> str:
+    """What the initial state is called."""
+    return "initial_state" if len(spec.state) == 1 else f"initial_{state}"
+
+
 def stage_imports(stages: list[PointwiseText]) -> list[str]:
     """What stages import from the runtime."""
     return [f"{name}," for name in sorted({name for stage in stages for name in stage.imports})]
@@ -81,14 +118,14 @@ class Body:
 
     def lines(self, first: str) -> list[str]:
         """All of them; `first` is a tensor argument."""
-        states = [self._final(state.name) for state in self.spec.state]
-        final = states[0] if len(states) == 1 else f"({', '.join(states)})"
+        finals = {state.name: self._final(state.name) for state in self.spec.state}
         return [
+            *in_order_of_time(self.spec, first),
             *prepared(self.spec, self.walks.stages, first, self.prologue),
             *self._initial(),
             *self._calls(),
             *([self.epilogue.call] if self.epilogue else []),
-            f"return {self._output}, {final} if output_final_state else None",
+            *results_in_order(self.spec, finals),
         ]
 
     def lines_without_states(self, first: str) -> list[str]:
@@ -149,7 +186,7 @@ class Body:
         return name + heads + ("" if axis.get(role, one.axes[0]) else ".unsqueeze(-1)")
 
     def _given(self, state: str) -> str:
-        return "initial_state" if len(self.spec.state) == 1 else f"initial_{state}"
+        return given_state(self.spec, state)
 
     def _entering(self, one: Pass) -> str:
         """The initial state as a walk takes it."""

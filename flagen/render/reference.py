@@ -33,6 +33,7 @@ class ReferenceContext:
     constants: Block
     start: Block
     result: str
+    reverse: str
     token: Block
     steps: Block
     output: Block
@@ -80,6 +81,7 @@ def reference_context(derivation: Derivation) -> ReferenceContext:
         constants=Block.of(constants),
         start=Block(tuple(start)),
         result=signature.output,
+        reverse="not reverse" if spec.reverse else "reverse",
         token=Block(tuple(_token(signature))),
         steps=Block(tuple(steps)),
         output=Block(tuple(output)),
@@ -112,7 +114,11 @@ def equations(spec: Spec) -> list[str]:
     """The spec's statements with what its constants are, for docstrings."""
     lines = [f"    {statement.text}" for statement in (*spec.update, *spec.output)]
     lines += [f"    {t.name} = {unparse(t.value)}" for t in spec.inputs if t.value is not None]
-    return lines
+    return (
+        lines
+        + ["", "from the last token to the first: initial states are those after the last."]
+        * spec.reverse
+    )
 
 
 def _statements(spec: Spec, signature: Signature) -> tuple[list[str], list[str]]:

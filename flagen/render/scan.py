@@ -11,7 +11,15 @@ from flagen.plan.scan import LEAST_SEGMENT, PARTS, ROWS, ScanModule, ScanTile
 from flagen.render.decay import LOG2_E
 from flagen.render.environment import Block, fill
 from flagen.render.finish import spec_digest
-from flagen.render.passes import from_heads, prepared, stage_imports, to_heads
+from flagen.render.passes import (
+    from_heads,
+    given_state,
+    in_order_of_time,
+    prepared,
+    results_in_order,
+    stage_imports,
+    to_heads,
+)
 from flagen.render.pointwise import PointwiseText, pointwise_text
 from flagen.render.reference import equations, signature_of, summary
 
@@ -22,6 +30,7 @@ class ScanKernelContext:
 
     name: str
     log2_e: str
+    before: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,7 @@ class ScanModuleContext:
     size: str
     imports: Block
     host: Block
+    before: bool
     state_type: str
     parameters: Block
     run_parameters: Block
@@ -66,11 +76,12 @@ def scan_context(derivation: Derivation, module: ScanModule) -> ScanModuleContex
         for stage in (scan.stages.prologue, scan.stages.epilogue)
     ]
     made = [stage for stage in stages if stage]
-    context = ScanKernelContext(spec.name, LOG2_E)
+    context = ScanKernelContext(spec.name, LOG2_E, scan.before)
     texts = ["\n".join(stage.kernels.lines) for stage in made]
     texts += [fill(f"kernel/{kernel}.py.jinja", context).strip("\n") for kernel in module.kernels]
     scale = ["scale: float | None,"] * signature.has_scale
     (_, forward, _), *_ = module.scan_tiles
+    axes = scan.reads[0].axes
     return ScanModuleContext(
         name=spec.name,
         digest=spec_digest(spec),
@@ -82,9 +93,10 @@ def scan_context(derivation: Derivation, module: ScanModule) -> ScanModuleContex
         parts=PARTS,
         channels=forward.channels,
         least_segment=LEAST_SEGMENT,
-        sizes=f"B, T, {', '.join(scan.axes[0])} = x.shape",
-        axes=", ".join(scan.axes[0]),
-        size=" * ".join(scan.axes[0]),
+        sizes=f"B, T, {', '.join(axes)} = x.shape",
+        axes=", ".join(axes),
+        size=" * ".join(axes),
+        before=scan.before,
         imports=Block(tuple(stage_imports(made))),
         host=Block.of("\n\n\n".join("\n".join(stage.host.lines) for stage in made)),
         state_type=signature.state_type,
@@ -107,23 +119,27 @@ def _body(
     epilogue: PointwiseText | None,
 ) -> list[str]:
     """The statements from checked arguments to the results."""
-    lines, final = prepared(spec, scan.stages, first, prologue), []
+    lines = [*in_order_of_time(spec, first), *prepared(spec, scan.stages, first, prologue)]
+    final: dict[str, str] = {}
     alone, output = len(spec.state) == 1, spec.output[-1].target
     spread = to_heads(spec, "-1")
-    for state, (x, g), read in zip(spec.state, scan.stages.arguments, scan.reads, strict=True):
-        given = "initial_state" if alone else f"initial_{state.name}"
-        taken = f"{state.name}_in" if spread else given
-        if spread:
+    for (x, g), read in zip(scan.stages.arguments, scan.reads, strict=True):
+        given = given_state(spec, read.state)
+        taken, again = f"{read.state}_in" if spread else given, read.state in final
+        if spread and not again:
             lines.append(f"{taken} = None if {given} is None else {given}{spread}")
-        last = "ht" if alone else f"{state.name}_out"
-        result = str(read) if epilogue else output
-        lines.append(
-            f"{result}, {last}, _ = _chunk({x}, {g}, {taken}, cu_seqlens, output_final_state, L)"
-        )
-        final.append(last + from_heads(spec))
+        last = "ht" if alone else f"{read.state}_out"
+        result = str(read.result) if epilogue else output
+        left = f"{result}, *_" if again else f"{result}, {last}, _"
+        options = ["cu_seqlens", "False" if again else "output_final_state", "L"]
+        options += [str(read.before)] * scan.before
+        lines.append(f"{left} = _chunk({x}, {g}, {taken}, {', '.join(options)})")
+        final.setdefault(read.state, last + from_heads(spec))
     lines += [epilogue.call] if epilogue else []
-    states = final[0] if alone else f"({', '.join(final)})"
-    return [*lines, f"return {output}, {states} if output_final_state else None"]
+    return [
+        *lines,
+        *results_in_order(spec, {state.name: final[state.name] for state in spec.state}),
+    ]
 
 
 def _tiles(kernel: str, half: ScanTile, single: ScanTile) -> str:

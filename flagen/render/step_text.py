@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import count
 
 from flagen.derive.step import LEAVES, Node, Step
 
@@ -61,12 +62,16 @@ class _Text:
 
 @dataclass(slots=True)
 class StepText:
-    """Prints a step. `leaf` says what inputs are called; sums in `masked` leave out padding."""
+    """Prints a step. `leaf` says what inputs are called; sums in `masked` leave out padding.
+
+    `taken` are names that other code has: no value without a name of its own gets one of them.
+    """
 
     step: Step
     masked: frozenset[int] = frozenset()
     leaf: Callable[[str], str] = lambda name: name if name == "scale" else f"b_{name}"
     dtype: str = "tl.float32"
+    taken: frozenset[str] = frozenset()
     _names: dict[int, str] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
@@ -119,10 +124,8 @@ class StepText:
         """`wish` if nothing that is still needed has that name, or a name that nothing has."""
         if wish and (wish not in holder or last_use.get(holder[wish], -1) <= at):
             return wish
-        number = 1
-        while f"{wish or 'b_x'}{number}" in holder:
-            number += 1
-        return f"{wish or 'b_x'}{number}"
+        numbered = (f"{wish or 'b_x'}{number}" for number in count(1))
+        return next(name for name in numbered if name not in holder and name not in self.taken)
 
     def _roots(self) -> list[int]:
         """The nodes that get a line, in order."""

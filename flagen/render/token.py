@@ -84,6 +84,9 @@ class TokenModuleContext:
     decode_scalars: str
     decode_by_reference: Block
     pool_strides: str
+    last: str
+    first_token: str
+    reversed: str
     changed: str
     pool_type: str
     pool_docs: Block
@@ -171,6 +174,9 @@ def token_context(derivation: Derivation, kernels: tuple[str, ...]) -> TokenModu
         decode_scalars="scale, T, N, 1" if signature.has_scale else "T, N, 1",
         decode_by_reference=_block(host.decode_by_reference()),
         pool_strides=", ".join(f"{pool}.stride(0)" for pool in host.pools),
+        last="first" if spec.reverse else "last",
+        first_token="last" if spec.reverse else "first",
+        reversed=str(spec.reverse),
         changed=repr((*host.pools, *host.each)),
         pool_type=signature.state_type.removesuffix(" | None"),
         pool_docs=_block(signature.pool_docs()),

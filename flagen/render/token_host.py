@@ -173,7 +173,8 @@ class Host:
         others = ("initial_state", "output_final_state", "cu_seqlens", "reverse")
         first, *finals = self.results
         final = finals[0] if len(finals) == 1 else f"({', '.join(finals)})"
-        arguments = ", ".join([*self.arguments, "output_final_state", "reverse"])
+        reverse = "not reverse" if self.layout.spec.reverse else "reverse"
+        arguments = ", ".join([*self.arguments, "output_final_state", reverse])
         return [
             f"if not runs_kernels({signature.first}):",
             f"    return naive_{name}({signature.call(*others)})",

@@ -87,6 +87,9 @@ def kernel_context(layout: Layout) -> TokenKernelContext:
     backward += [*_each(states, "_saved", "_steps")]
     backward += [*_each([f"d{name}" for name in states], "_in", "_out"), *tail]
     sizes = [*layout.sizes, *(f"B{axis}" for axis in layout.sized)]
+    # what lives through the loops, whether or not a step in them needs it
+    values = [*(tensor.name for tensor in spec.inputs), *states, layout.output]
+    taken = frozenset(f"b_{d}{name}" for name in values for d in ("", "d", "sum_d"))
     return TokenKernelContext(
         name=spec.name,
         scalars=", ".join(f'"{name}"' for name in scalars),
@@ -104,7 +107,7 @@ def kernel_context(layout: Layout) -> TokenKernelContext:
         start=_block(start(layout)),
         save=_block(save(layout)),
         loads=_block(_loads(layout, level.step)),
-        step=_block(StepText(level.step, level.masked).lines()),
+        step=_block(StepText(level.step, level.masked, taken=taken).lines()),
         write_output=_block(_write_output(layout)),
         each=_block(each(layout)),
         finish=_block(finish(layout)),
@@ -115,10 +118,10 @@ def kernel_context(layout: Layout) -> TokenKernelContext:
         restore=_block(restore(layout)),
         keep=_block(keep(layout)),
         update_loads=_block(_loads(layout, update)),
-        update=_block(StepText(update, level.masked_update).lines()),
+        update=_block(StepText(update, level.masked_update, taken=taken).lines()),
         recall=_block(recall(layout)),
         adjoint_loads=_block(_loads(layout, level.adjoint)),
-        adjoint=_block(StepText(level.adjoint, level.masked_adjoint).lines()),
+        adjoint=_block(StepText(level.adjoint, level.masked_adjoint, taken=taken).lines()),
         write_gradients=_block(_write_gradients(layout)),
         adjoint_finish=_block(_adjoint_finish(layout)),
     )
@@ -204,7 +207,7 @@ def _output_row(layout: Layout, name: str) -> list[str]:
 
 
 def _saved_rows(layout: Layout) -> list[str]:
-    return ["r_saved = bos // CHUNK + i_n"]
+    return ["r_first = bos // CHUNK + i_n"]
 
 
 def _loads(layout: Layout, step: Step) -> list[str]:
@@ -235,7 +238,7 @@ def _write_output(layout: Layout) -> list[str]:
     return [
         f"if {name} is not None:",
         "    if slots is not None:",
-        f"        b_{name} = tl.where(i_s >= 0, b_{name}, 0.0)",
+        f"        b_{name} = tl.where(r_slot >= 0, b_{name}, 0.0)",
         f"    tl.store({pointer}, b_{name}.to({name}.dtype.element_ty){mask})",
     ]
 

@@ -25,22 +25,22 @@ def state_rows(layout: Layout) -> list[str]:
     """The offsets of a state in memory, and within a tile that is kept as it is."""
     lines = []
     for state in layout.spec.state:
-        lines.append(f"p_{state.name}_tile = {layout.within(state.axes)}")
+        lines.append(f"o_{state.name}_tile = {layout.within(state.axes)}")
         lines.append(f"p_{state.name} = {_offsets(layout, state, 'i_n.to(tl.int64)')}")
     return lines
 
 
 def slot_rows(layout: Layout) -> list[str]:
     """The same where a state may lie in a slot of a pool, and the mask of a tile there."""
-    lines = ["i_s = i_n.to(tl.int64)", "if slots is not None:"]
-    lines.append("    i_s = tl.load(slots + i_n).to(tl.int64)")
+    lines = ["r_slot = i_n.to(tl.int64)", "if slots is not None:"]
+    lines.append("    r_slot = tl.load(slots + i_n).to(tl.int64)")
     for state in layout.spec.state:
         name, axes = state.name, layout.state(state)
-        lines.append(f"p_{name}_tile = {layout.within(state.axes)}")
+        lines.append(f"o_{name}_tile = {layout.within(state.axes)}")
         head = layout.row(layout.index(own), state.axes) if (own := head_of(axes)) else ""
-        lines.append(f"p_{name} = {plus(f'i_s * {name}_STRIDE', head, layout.offsets(axes))}")
+        lines.append(f"p_{name} = {plus(f'r_slot * {name}_STRIDE', head, layout.offsets(axes))}")
         mask = f"({mask}) & " if (mask := layout.mask(state.axes)) else ""
-        lines.append(f"m_{name} = {mask}(i_s >= 0)")
+        lines.append(f"m_{name}_tile = {mask}(r_slot >= 0)")
     return lines
 
 
@@ -57,7 +57,7 @@ def start(layout: Layout) -> list[str]:
         if layout.first(layout.state(state)):
             pointer = _offsets(layout, state, "i_n.to(tl.int64)")
         lines.append(f"if {name}_in is not None:")
-        lines.append(f"    b_{name} = {load(f'{name}_in + {pointer}', f'm_{name}')}")
+        lines.append(f"    b_{name} = {load(f'{name}_in + {pointer}', f'm_{name}_tile')}")
         lines += ["else:", f"    b_{name} = {_zeros(layout, state)}"]
     return lines
 
@@ -86,14 +86,14 @@ def _guarded(condition: str, line: str) -> list[str]:
 
 def _tile_of(layout: Layout, state: State, row: str, kind: str) -> str:
     elements = layout.elements(state.axes)
-    return f"{state.name}_{kind} + {row} * ({elements}) + p_{state.name}_tile"
+    return f"{state.name}_{kind} + {row} * ({elements}) + o_{state.name}_tile"
 
 
 def save(layout: Layout) -> list[str]:
     """Store the states before every CHUNK-th step."""
     states = layout.spec.state
     lines = [f"if {states[0].name}_saved is not None:", "    if i % CHUNK == 0:"]
-    lines.append("        r_c = (r_saved + i // CHUNK) * PROGRAMS + pid % PROGRAMS")
+    lines.append("        r_c = (r_first + i // CHUNK) * PROGRAMS + pid % PROGRAMS")
     lines += [
         f"        tl.store({_tile_of(layout, state, 'r_c', 'saved')}, b_{state.name})"
         for state in states
@@ -103,7 +103,7 @@ def save(layout: Layout) -> list[str]:
 
 def restore(layout: Layout) -> list[str]:
     """Load the states before the first step of a chunk."""
-    lines = ["r_c = (r_saved + i_c) * PROGRAMS + pid % PROGRAMS"]
+    lines = ["r_c = (r_first + j_c) * PROGRAMS + pid % PROGRAMS"]
     for state in layout.spec.state:
         lines.append(f"b_{state.name} = tl.load({_tile_of(layout, state, 'r_c', 'saved')})")
     return lines
@@ -111,7 +111,7 @@ def restore(layout: Layout) -> list[str]:
 
 def keep(layout: Layout) -> list[str]:
     """Store the states before a step of the chunk at hand."""
-    lines = ["r_s = pid.to(tl.int64) * CHUNK + i_s"]
+    lines = ["r_s = pid.to(tl.int64) * CHUNK + j_s"]
     for state in layout.spec.state:
         lines.append(f"tl.store({_tile_of(layout, state, 'r_s', 'steps')}, b_{state.name})")
     return lines
@@ -119,7 +119,7 @@ def keep(layout: Layout) -> list[str]:
 
 def recall(layout: Layout) -> list[str]:
     """Load them again, those that the adjoint reads."""
-    lines = ["r_s = pid.to(tl.int64) * CHUNK + i_s"]
+    lines = ["r_s = pid.to(tl.int64) * CHUNK + j_s"]
     for state in layout.spec.state:
         if state.name in layout.level.adjoint.inputs:
             lines.append(f"b_{state.name} = tl.load({_tile_of(layout, state, 'r_s', 'steps')})")
@@ -146,5 +146,5 @@ def _stored(layout: Layout, state: State, kind: str, pointer: str) -> list[str]:
     """Store a state where it is wanted: the first of the programs that share one does."""
     name, target = state.name, f"{state.name}_{kind}"
     value = f"b_{name}.to({target}.dtype.element_ty)"
-    line = f"tl.store({target} + {pointer}, {value}, mask=m_{name})"
+    line = f"tl.store({target} + {pointer}, {value}, mask=m_{name}_tile)"
     return [f"if {target} is not None:", *_guarded(layout.first(layout.state(state)), line)]

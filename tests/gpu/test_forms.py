@@ -46,20 +46,21 @@ OPERATORS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     ),
     "oja": (dict(q="BTHK", k="BTHK", v="BTHV", gv="BTHV", beta="BTH"), STATE),
     "rebased": (dict(q="BTHK", k="BTHK", v="BTHV"), ("BHFV", "BHF")),
+    "rwkv4": (dict(w="V", u="V", k="BTV", v="BTV"), ("BV", "BV")),
     "rwkv6": (dict(r="BTHK", k="BTHK", v="BTHV", w="BTHK", u="HK"), STATE),
     "rwkv7": (dict(r="BTHK", w="BTHK", k="BTHK", v="BTHV", a="BTHK", b="BTHK"), STATE),
     "simple_gla": (dict(q="BTHK", k="BTHK", v="BTHV", g="BTH"), STATE),
 }
 CHUNKED = (
     *("gla", "hgrn", "hgrn2", "lightning_attn", "linear_attn", "linear_attn_normalized", "mamba2"),
-    *("rwkv6", "simple_gla"),
+    *("rwkv4", "rwkv6", "simple_gla"),
 )
 PAIRED = ("based", "rebased")
 """Operators with states over the F = K * K pairs of features."""
 CHUNKED += PAIRED
 FORMS = [(op, "fused_recurrent") for op in OPERATORS]
 FORMS += [(op, form) for op in CHUNKED for form in ("chunk", "fused_chunk")]
-FORMS += [(op, "parallel") for op in CHUNKED if op != "hgrn"]
+FORMS += [(op, "parallel") for op in CHUNKED if op not in ("hgrn", "rwkv4")]
 DECAYS, UNIT, POSITIVE = {"g", "gk", "gv"}, {"k", "p", "a", "b"}, {"beta"}
 
 # (B, T, key heads, value heads, K, V, bounds of packed sequences)
@@ -144,7 +145,7 @@ def test_form(op: str, form: str, dtype: torch.dtype, shape: tuple, strength: fl
         initial = list(naive(**before, output_final_state=True)[1])
     x |= {f"initial{i}": state for i, state in enumerate(initial)}
     x |= {f"dfinal{i}": torch.randn(s, device="cuda") for i, s in enumerate(shapes)}
-    width = [size[a] for a in ("BTHV" if op != "hgrn" else "BTV")]
+    width = [size[a] for a in ("BTHV" if op not in ("hgrn", "rwkv4") else "BTV")]
     x["do"] = torch.randn(width, device="cuda").to(dtype)
     double = {n: t.double() if t.dtype.is_floating_point else t for n, t in x.items()}
     exact, usual, actual = (
