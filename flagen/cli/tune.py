@@ -13,7 +13,7 @@ import typer
 from rich.table import Table as Screen
 
 from flagen.cli import project, shapes
-from flagen.cli.console import progress, say, show, usage
+from flagen.cli.console import Exit, progress, say, show, usage, warn
 
 if TYPE_CHECKING:
     from flagen.gpus import GPU
@@ -30,7 +30,7 @@ SPILLED = 1024
 EXAMPLES = """\b
 Examples:
   flagen tune gla
-  flagen tune gla --shapes 8x2048x32x256 --dtypes bfloat16,float32 --budget 240
+  flagen tune gla --shapes 8x2048x32x256 --dtypes float32 --budget 240
   flagen tune gla && flagen build && git diff
 """
 
@@ -147,6 +147,9 @@ def _search(
         try:
             prepare((base,))
             return search(base, half, K, journal, process, prepare, budget, tell)
+        except ValueError as error:  # not even the shipped tiles are right
+            warn(("error", "bold red"), (f": {error}", "bold"))
+            raise typer.Exit(Exit.CHECK) from error
         except KeyboardInterrupt:
             say("Interrupted. Nothing is lost: the same command goes on.")
             raise typer.Exit(130) from None
