@@ -173,7 +173,7 @@ def test_only_tiles_that_go_together(walk: str, half: bool, D: int) -> None:
                 if half and tile.rows >= 64 and kernel in ("out", "grad"):
                     assert min(tile.columns, tile.block, tile.least) >= 64
                 elif half and tile.rows >= 64:
-                    assert tile.stages > 1
+                    assert tile.stages > 1 or tile.columns >= 64
     assert 20 < number < 200
 
 
@@ -183,8 +183,8 @@ def test_known_wrong_tiles_are_not_allowed() -> None:
 
     assert not allowed(with_tile("grad", columns=32), True)
     assert not allowed(with_tile("grad", rows=32), True)
-    assert not allowed(with_tile("states", stages=1), True)
-    assert not allowed(with_tile("fwd", rows=64, stages=1), True)
+    assert not allowed(with_tile("states", columns=32, stages=1), True)
+    assert not allowed(with_tile("fwd", rows=64, columns=32, stages=1), True)
     assert allowed(with_tile("fwd", rows=64), True)
 
 

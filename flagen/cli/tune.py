@@ -75,8 +75,8 @@ def tune(
     from flagen.plan import tables
 
     compilation = Pipeline()(project.find_spec(spec))
-    module = next((each for each in compilation.plan.modules if each.walk), None)
-    if module is None or module.walk == "parallel":
+    module = next((each for each in compilation.plan.modules if each.file == "chunk.py"), None)
+    if module is None or not module.walk:
         raise usage(f"{compilation.spec.name} has no chunk form with tiles to search")
     others = shapes.pairs(size, "--size HV=32")
     sizes = tuple(tuple(shapes.sizes(s, others).items()) for s in shapes.listed(shape))
