@@ -287,3 +287,17 @@ def test_reference_path() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "fine"
+
+
+def test_one_operator_is_imported_alone() -> None:
+    """And its stand-in has what `from … import *` asks for."""
+    code = (
+        "import sys; from flagen.ops import chunk_simple_gla\n"
+        "import inspect; inspect.getmodule(inspect.currentframe())\n"
+        "print(sorted({m.split('.')[1] for m in sys.modules if m.startswith('generated.')}))\n"
+        "from flagen.ops.simple_gla import *\n"
+        "print(fused_chunk_simple_gla.__module__)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines() == ["['_runtime', 'simple_gla']", "generated.simple_gla.chunk"]

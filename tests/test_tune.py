@@ -33,9 +33,9 @@ BASE = {
 
 
 def planted(tiles: Tiles) -> Cost:
-    """Fastest with long chunks, 8 warps in `grad`, 64 columns in `states`, 4 stages in `fwd`."""
+    """Fastest with short chunks, 8 warps in `grad`, 64 columns in `states`, 4 stages in `fwd`."""
     us = 1000.0
-    us -= tiles["grad"].rows
+    us += tiles["grad"].rows
     us += abs(tiles["grad"].warps - 8) * 10
     us += abs(tiles["states"].columns - 64)
     us += abs(tiles["fwd"].stages - 4) * 10
@@ -48,7 +48,7 @@ def journal(tmp_path: Path, **about: str) -> Journal:
 
 def test_finds_what_is_fastest(tmp_path: Path) -> None:
     found = search(BASE, True, 128, journal(tmp_path), planted)
-    assert found.tiles["grad"].rows == 128
+    assert found.tiles["grad"].rows == 32
     assert found.tiles["grad"].warps == 8
     assert found.tiles["states"].columns == 64
     assert found.tiles["fwd"].stages == 4
@@ -61,7 +61,7 @@ def test_wrong_tiles_are_never_the_result(tmp_path: Path) -> None:
     """The fastest of all are wrong, and so is all that is built on them."""
 
     def measure(tiles: Tiles) -> Cost:
-        if tiles["grad"].rows == 128 or tiles["fwd"].stages == 4:
+        if tiles["grad"].rows == 32 or tiles["fwd"].stages == 4:
             return Cost(refused="dq: error 3e-1 above 5e-3")
         return planted(tiles)
 
@@ -86,11 +86,11 @@ def test_what_cannot_be_launched_is_not_tried(tmp_path: Path) -> None:
         return planted(tiles)
 
     def prepare(options: tuple[Tiles, ...]) -> dict[int, str]:
-        return {i: "too large" for i, tiles in enumerate(options) if tiles["grad"].rows == 128}
+        return {i: "too large" for i, tiles in enumerate(options) if tiles["grad"].rows == 32}
 
     found = search(BASE, True, 128, journal(tmp_path), measure, prepare)
     assert found.tiles["grad"].rows == 64
-    assert not any(tiles["grad"].rows == 128 for tiles in tried)
+    assert not any(tiles["grad"].rows == 32 for tiles in tried)
     assert len(tried) + found.refused == found.tried
 
 
@@ -173,7 +173,7 @@ def test_only_tiles_that_go_together(walk: str, half: bool, D: int) -> None:
                 if half and tile.rows >= 64 and kernel in ("out", "grad"):
                     assert min(tile.columns, tile.block, tile.least) >= 64
                 elif half and tile.rows >= 64:
-                    assert tile.stages > 1
+                    assert tile.stages > 1 or tile.columns >= 64
     assert 20 < number < 200
 
 
@@ -183,8 +183,8 @@ def test_known_wrong_tiles_are_not_allowed() -> None:
 
     assert not allowed(with_tile("grad", columns=32), True)
     assert not allowed(with_tile("grad", rows=32), True)
-    assert not allowed(with_tile("states", stages=1), True)
-    assert not allowed(with_tile("fwd", rows=64, stages=1), True)
+    assert not allowed(with_tile("states", columns=32, stages=1), True)
+    assert not allowed(with_tile("fwd", rows=64, columns=32, stages=1), True)
     assert allowed(with_tile("fwd", rows=64), True)
 
 

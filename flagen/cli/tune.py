@@ -13,7 +13,7 @@ import typer
 from rich.table import Table as Screen
 
 from flagen.cli import project, shapes
-from flagen.cli.console import progress, say, show, usage
+from flagen.cli.console import Exit, progress, say, show, usage, warn
 
 if TYPE_CHECKING:
     from flagen.gpus import GPU
@@ -30,7 +30,7 @@ SPILLED = 1024
 EXAMPLES = """\b
 Examples:
   flagen tune gla
-  flagen tune gla --shapes 8x2048x32x256 --dtypes bfloat16,float32 --budget 240
+  flagen tune gla --shapes 8x2048x32x256 --dtypes float32 --budget 240
   flagen tune gla && flagen build && git diff
 """
 
@@ -75,8 +75,8 @@ def tune(
     from flagen.plan import tables
 
     compilation = Pipeline()(project.find_spec(spec))
-    module = next((each for each in compilation.plan.modules if each.walk), None)
-    if module is None or module.walk == "parallel":
+    module = next((each for each in compilation.plan.modules if each.file == "chunk.py"), None)
+    if module is None or not module.walk:
         raise usage(f"{compilation.spec.name} has no chunk form with tiles to search")
     others = shapes.pairs(size, "--size HV=32")
     sizes = tuple(tuple(shapes.sizes(s, others).items()) for s in shapes.listed(shape))
@@ -147,6 +147,9 @@ def _search(
         try:
             prepare((base,))
             return search(base, half, K, journal, process, prepare, budget, tell)
+        except ValueError as error:  # not even the shipped tiles are right
+            warn(("error", "bold red"), (f": {error}", "bold"))
+            raise typer.Exit(Exit.CHECK) from error
         except KeyboardInterrupt:
             say("Interrupted. Nothing is lost: the same command goes on.")
             raise typer.Exit(130) from None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import difflib
 import sys
+from functools import partial
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
@@ -72,12 +73,18 @@ def _unknown(name: str) -> str:
     return f"flagen.ops has no `{name}`; {hint} `flagen build` makes an operator from its spec."
 
 
+def _attribute(operator: str, name: str) -> Any:
+    """What a stand-in for `operator` has under `name`."""
+    # `inspect` asks all modules for `__file__` and the like, which must not import them all.
+    if name.startswith("__") and name != "__all__":
+        raise AttributeError(name)
+    return getattr(import_module(f"{_PACKAGE}.{operator}"), name)
+
+
 for _operator in _OPERATORS:
     # `from flagen.ops.retention import …` finds this stand-in, which imports on first use.
     _module = module_from_spec(ModuleSpec(f"{__name__}.{_operator}", None))
-    _module.__dict__["__getattr__"] = lambda name, of=f"{_PACKAGE}.{_operator}": getattr(
-        import_module(of), name
-    )
+    _module.__dict__["__getattr__"] = partial(_attribute, _operator)
     sys.modules[_module.__name__] = _module
 
 

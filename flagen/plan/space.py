@@ -46,7 +46,8 @@ def candidates(base: Tiles, step: Step, half: bool, contracted: int) -> tuple[Ti
     """What to try in a step: tiles unlike `base`; `contracted` is what the walks contract."""
     found: list[Tiles] = []
     if step.varies == "chunk":
-        for rows, block in _chunks(half, contracted):
+        # longer ones have twice the tiles of gradients, whose registers are at their limit
+        for rows, block in (each for each in _chunks(half, contracted) if each[0] <= 64):
             new = {k: replace(base[k], rows=rows, block=block) for k in step.kernels}
             found.append({**base, **new})
     else:
