@@ -84,6 +84,7 @@ PARALLEL_BY_CHANNEL = TileTable(
     half=(Tile(256, 64, 64, 64, 4, 1, least=64),),
     single=(Tile(256, 16, 64, 64, 4, 1),),
 )
+KEPT = replace(PARALLEL_BY_CHANNEL, kernel="kept")
 
 LEAST_SEGMENT = 1024
 """Tokens below which a segment is not worth the state that it enters with."""
@@ -117,6 +118,26 @@ _BY_CHANNEL = replace(
         *_ON_STATES,
     ),
     tiles=(CHANNEL_FORWARD, STATES, OUT, GRAD),
+)
+_KEPT = replace(
+    _CHUNK,
+    kernels=(
+        "channel_sums",
+        "channel_from_middle",
+        "channel_parted",
+        "channel_scores",
+        "channel_reach",
+        "channel_block",
+        "channel_decayed",
+        "channel_gradients",
+        "channel_gate_gradients",
+        "kept",
+        "kept_states",
+        "kept_out",
+        "kept_grad",
+        "kept_gate",
+    ),
+    tiles=(KEPT,),
 )
 _RECURRENT = ModulePlan(
     file="fused_recurrent.py",
@@ -190,6 +211,8 @@ def _chunk(derivation: Derivation) -> ModulePlan:
         return SCAN
     if operands is None or not operands.gated:
         return _CHUNK
+    if operands.kept:
+        return _KEPT
     return _BY_CHANNEL if operands.level is Level.KEY else _GATED
 
 

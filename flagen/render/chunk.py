@@ -20,6 +20,7 @@ class ChunkContext:
     """What the template may print."""
 
     name: str
+    fused: bool
     imports: Block
     kernels: Block
     tiles: Block
@@ -54,6 +55,7 @@ def chunk_context(plan: KernelPlan, kernels: Block, tiles: Block) -> ChunkContex
     host = walks_text(plan, walks.passes[0].operands)
     return ChunkContext(
         name=spec.name,
+        fused=not walks.passes[0].operands.kept,
         imports=Block(tuple(stage_imports(stages))),
         kernels=joined([stage.kernels for stage in stages], kernels),
         tiles=tiles,

@@ -26,6 +26,8 @@ OPERATORS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "dplr": (dict(q="BTHK", k="BTHK", v="BTHV", a="BTHK", b="BTHK", g="BTHK"), STATE),
     "gated_delta_rule": (dict(q="BTGK", k="BTGK", v="BTHV", g="BTH", beta="BTH"), STATE),
     "gla": (dict(q="BTHK", k="BTHK", v="BTHV", g="BTHK"), STATE),
+    "gla_kv": (dict(q="BTHK", k="BTHK", v="BTHV", gk="BTHK", gv="BTHV"), STATE),
+    "gla_v": (dict(q="BTHK", k="BTHK", v="BTHV", g="BTHV"), STATE),
     "hgrn": (dict(x="BTV", g="BTV"), ("BV",)),
     "hgrn2": (dict(q="BTHK", g="BTHK", v="BTHV"), STATE),
     "kda": (dict(q="BTGK", k="BTGK", v="BTHV", g="BTHK", beta="BTH"), STATE),
@@ -39,8 +41,10 @@ OPERATORS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 CHUNKED = ("gla", "hgrn", "hgrn2", "linear_attn", "linear_attn_normalized", "rwkv6", "simple_gla")
 FORMS = [(op, "fused_recurrent") for op in OPERATORS]
 FORMS += [(op, form) for op in CHUNKED for form in ("chunk", "fused_chunk")]
-FORMS += [(op, "parallel") for op in CHUNKED if op != "hgrn"]
-DECAYS, UNIT, POSITIVE = {"g", "gv"}, {"k", "p", "a", "b"}, {"beta"}
+KEPT = ("gla_kv", "gla_v")
+FORMS += [(op, "parallel") for op in (*CHUNKED, *KEPT) if op != "hgrn"]
+FORMS += [(op, "chunk") for op in KEPT]
+DECAYS, UNIT, POSITIVE = {"g", "gk", "gv"}, {"k", "p", "a", "b"}, {"beta"}
 
 # (B, T, key heads, value heads, K, V, bounds of packed sequences)
 SHAPES = [
