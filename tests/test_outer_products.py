@@ -292,6 +292,15 @@ def test_self_check_sees_slips(name: str, slip: str) -> None:
         check(replace(derivation, walks=replace(walks, output=walks.output + 1)))
 
 
+def test_self_check_sees_a_slip_in_a_kept_decay() -> None:
+    derivation, walks = derived("kept_and_summed"), derived("kept_and_summed").walks
+    assert walks is not None
+    (one,) = walks.passes
+    slip = replace(walks, passes=(_with(one, log_kept=2 * one.operands.log_kept),))
+    with pytest.raises(InternalError, match="the chunk form of other gives another"):
+        check(replace(derivation, walks=slip))
+
+
 def test_inputs_as_they_are() -> None:
     """An input in the form that kernels take is neither copied nor converted."""
     names = ("other_heads", "along_values", "beta", "normaliser")
