@@ -192,7 +192,8 @@ def _walks(recurrence: Recurrence, walks: Walks) -> Iterator[str]:
     for one in walks.passes:
         operands = one.operands
         pairs = [("q", operands.query), ("k", operands.key), ("v", operands.value)]
-        pairs += [("g", operands.log_decay)] * operands.gated
+        pairs += [("g", operands.log_decay)] * (operands.gated and operands.log_decay != 0)
+        pairs += [("gv", operands.log_kept)] * operands.kept
         pairs += [("u", operands.bonus)] * (operands.bonus is not None)
         given = ", ".join(f"{name} = {words(value)}" for name, value in pairs)
         scale = "scale " if one.scaled else ""

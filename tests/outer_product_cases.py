@@ -74,6 +74,28 @@ CASES = {
         "g: [T, H, V]",
         qkv=QKV[14:],
     ),
+    "kept": text(GATED, decay="g: [T, H, V]"),
+    "kept_and_summed": text(
+        "S = exp(f) * S * exp(g) + outer(k, v)", decay="f: [T, H, K], g: [T, H, V]"
+    ),
+    "kept_before": text(
+        "S = exp(f) * S * exp(g) + outer(k, v)",
+        "o = scale * dot(q, prev(S) + outer(u * k, v))",
+        "u: [H, K]",
+        "f: [T, H], g: [T, H, V]",
+    ),
+    "kept_by_one_state": text(
+        "S = exp(g) * S + outer(k, v); z = exp(f) * z + k",
+        "o = scale * dot(q, S) / (dot(q, z) ** 2 + 1)",
+        decay="f: [T, H, K], g: [T, H, V]",
+        state="S: [K, V], z: [K]",
+    ),
+    "kept_vector": text(
+        "m = exp(g) * m + v", "o = prev(m)", decay="g: [T, H, V]", state="m: [V]", qkv=QKV[28:]
+    ),
+    "kept_both_times": text(
+        GATED, "o = scale * dot(q, S) + dot(p, prev(S))", "p: [T, H, K]", "g: [T, H, V]"
+    ),
     "two_reads": text(GATED, "o = dot(q, S) - 0.5 * dot(p, S)", "p: [T, H, K]", "g: [T, H]"),
     "both_sides": text(
         GATED, "o = scale * dot(q, S) * (1 + tanh(sum(dot(S, p), K)))", "p: [T, H, V]", "g: [T, H]"
@@ -269,6 +291,8 @@ def _outer_products(draw: st.DrawFn) -> str:
         states[state] = f"[{'F' if along == 'F' else 'K'}, V]"
         writes = [_write(draw, inputs, n, along) for n in "12"[: draw(st.integers(1, 2))]]
         decay = inputs.decay(f"g_{state}", *[along] * (along != "F"))
+        if along != "F" and draw(st.integers(0, 3)) == 0:
+            decay += inputs.decay(f"f_{state}", across)
         updates.append(f"{state} = {decay}{state} + {' + '.join(writes)}")
         read = draw(st.sampled_from(("{}", "{}", "{}", "prev({})"))).format(state)
         term = draw(st.sampled_from(("{}", "scale * {}", "scale * {}", "r * {}")))

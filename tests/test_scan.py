@@ -337,22 +337,14 @@ def test_heads_and_other_names(case: Case, with_heads: Any, device: torch.device
         verify(form, x, module.naive_other, spec)
 
 
-REFUSED = {
-    "`z` keeps the axis E of `s`, along which the decay varies": text(output="z = s + sum(s, E)"),
-}
-
-
-@pytest.mark.parametrize("reason", REFUSED)
-def test_what_is_no_scan_keeps_the_token_level(reason: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", ["z = s + sum(s, E)"])
+def test_what_is_no_scan_is_a_walk(output: str, tmp_path: Path) -> None:
+    """Of a state whose other axis has size 1, with a decay along the axis that the read keeps."""
     path = tmp_path / "other.yaml"
-    path.write_text(REFUSED[reason] + "forms: [chunk]\n")
-    with pytest.raises(FlagenError) as raised:
-        Pipeline()(path)
-    (mistake,) = raised.value.diagnostics
-    assert mistake.code == "FG302"
-    assert reason in mistake.message
-    path.write_text(REFUSED[reason])
-    assert Pipeline()(path).derivation.forms == ("fused_recurrent",)
+    path.write_text(text(output=output))
+    derivation = Pipeline()(path).derivation
+    assert derivation.scan is None
+    assert derivation.forms == ("chunk", "fused_recurrent", "parallel")
 
 
 def test_no_form_over_pairs_of_tokens(tmp_path: Path) -> None:

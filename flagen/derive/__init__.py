@@ -106,8 +106,13 @@ def _reasons(scan: Scan | str | None, walks: Walks | str | None) -> dict[str, st
     if isinstance(scan, Scan):
         return {"parallel": "a scan has no products of pairs of tokens"}
     if isinstance(walks, Walks):
-        return {}
+        return {"fused_chunk": _NOT_FUSED} if walks.passes[0].operands.kept else {}
     return dict.fromkeys(("chunk", "fused_chunk", "parallel"), scan or walks or "")
+
+
+_NOT_FUSED = (
+    "the decay varies along an axis that the output keeps: chunks start from states in memory"
+)
 
 
 def _refusal(recurrence: Recurrence, code: str, message: str) -> FlagenError:

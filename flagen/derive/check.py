@@ -109,15 +109,18 @@ def _canonical(
         Role.K: value(operands.key, ("T", *heads, first)),
         Role.V: value(operands.value, ("T", *heads, second)),
     }
-    if operands.level is Level.KEY:
+    if operands.summed:
         log_decay = value(operands.log_decay, ("T", *heads, first))[..., None]
     else:
         log_decay = value(operands.log_decay, ("T", *heads))[..., None, None]
+    log_kept = np.zeros_like(log_decay[..., :1, :])
+    if operands.kept:
+        log_kept = value(operands.log_kept, ("T", *heads, second))[..., None, :]
     bonus = None
     if operands.bonus is not None:
         bonus = value(operands.bonus, (*heads, first))[..., None]
     scale = float(sequence.inputs["scale"].data) if one.scaled else 1.0
-    return tensors, Chunks(log_decay, bonus, operands.inclusive, scale, CHUNK)
+    return tensors, Chunks(log_decay, log_kept, bonus, operands.inclusive, scale, CHUNK)
 
 
 def _gradients(
@@ -148,16 +151,25 @@ def _gradients(
     wanted = differences(initial, lambda x: loss(tensors, chunks, x))
     yield "the initial state's gradient", wanted, walked[Role.DV].state
     if operands.gated:
-        axes = (-1,) if operands.level is Level.KEY else (-1, -2)
         once = walk_in_chunks(walks.forward, tensors, chunks, initial)
-        anchors = {t: np.sum(once.ends[t] * s, axes) for t, s in walked[Role.DV].ends.items()}
-        reads, writes = (_apart(walked[d], tensors[x]) for d, x in _GATED)
+        around = {t: once.ends[t] * s for t, s in walked[Role.DV].ends.items()}
+    if operands.summed or operands.level is Level.SCALAR:
+        anchors = {t: np.sum(x, -1) for t, x in around.items()}
+        reads, writes = (_apart(walked[d], tensors[x]) for d, x in _SUMMED)
         if operands.level is Level.SCALAR:
+            anchors = {t: np.sum(x, -1) for t, x in anchors.items()}
             reads, writes = reads.sum(-1), writes.sum(-1)
         wanted = differences(
             chunks.log_decay, lambda x: loss(tensors, replace(chunks, log_decay=x), initial)
         )
         yield "dg", wanted.reshape(reads.shape[1:]), gate_gradient(reads, writes, anchors, chunks)
+    if operands.kept:
+        anchors = {t: np.sum(x, -2) for t, x in around.items()}
+        reads, writes = _apart(once, tensors[Role.DO]), _apart(walked[Role.DV], tensors[Role.V])
+        wanted = differences(
+            chunks.log_kept, lambda x: loss(tensors, replace(chunks, log_kept=x), initial)
+        )
+        yield "dgv", wanted.reshape(reads.shape[1:]), gate_gradient(reads, writes, anchors, chunks)
     if chunks.bonus is not None:
         wanted = differences(
             chunks.bonus, lambda x: loss(tensors, replace(chunks, bonus=x), initial)
@@ -167,7 +179,7 @@ def _gradients(
         yield "du", wanted[..., 0], found
 
 
-_GATED = ((Role.DQ, Role.Q), (Role.DK, Role.K))
+_SUMMED = ((Role.DQ, Role.Q), (Role.DK, Role.K))
 
 
 def _apart(walked: Walked, x: Array) -> Array:

@@ -16,11 +16,12 @@ Array = npt.NDArray[np.float64]
 class Chunks:
     """What all walks of a recurrence share. `size` is that of a chunk, in tokens.
 
-    `log_decay` is [T, H, K, V] or what broadcasts to it, `bonus` likewise; `inclusive` as in
-    `Operands`.
+    `log_decay` is [T, H, K, 1] or what broadcasts to it, `bonus` likewise, and `log_kept` is
+    [T, H, 1, V]; `inclusive` as in `Operands`.
     """
 
     log_decay: Array
+    log_kept: Array
     bonus: Array | None
     inclusive: bool
     scale: float
@@ -51,7 +52,7 @@ def walk_in_chunks(walk: Walk, tensors: dict[Role, Array], chunks: Chunks, state
     exp(G_last - G_j), and read i by exp(R_i - G_j). In reverse the same from the other side.
     """
     q, k, v = (tensors[role] for role in (walk.query, walk.key, walk.value))
-    x, g, u = state, chunks.log_decay, chunks.bonus
+    x, g, u = state, chunks.log_decay + chunks.log_kept, chunks.bonus
     if walk.transposed:
         x, g = np.swapaxes(x, -1, -2), np.swapaxes(g, -1, -2)
         u = None if u is None else np.swapaxes(u, -1, -2)

@@ -51,6 +51,8 @@ class Walk:
 class Operands:
     """The canonical operands of a walk, as expressions of the inputs.
 
+    `log_kept` is the part of the log decay along the axis that reads keep, as `level` has it: VALUE
+    or BOTH. `log_decay` is the rest: along the axis that they sum over, or along neither.
     `inclusive`: a read sees its token's write. Otherwise it sees `bonus` times it, if anything.
     """
 
@@ -58,6 +60,7 @@ class Operands:
     key: sympy.Expr
     value: sympy.Expr
     log_decay: sympy.Expr
+    log_kept: sympy.Expr
     level: Level
     inclusive: bool
     bonus: sympy.Expr | None
@@ -65,12 +68,22 @@ class Operands:
     @property
     def gated(self) -> bool:
         """Whether the decay is a tensor of every token, with a gradient."""
-        return self.level in (Level.SCALAR, Level.KEY)
+        return self.level is Level.SCALAR or self.by_channel
 
     @property
     def by_channel(self) -> bool:
-        """Whether it is a vector, along the axis that reads sum over."""
-        return self.level is Level.KEY
+        """Whether it is a vector, along any axis."""
+        return self.summed or self.kept
+
+    @property
+    def summed(self) -> bool:
+        """Whether it varies along the axis that reads sum over."""
+        return self.level in (Level.KEY, Level.BOTH)
+
+    @property
+    def kept(self) -> bool:
+        """Whether it varies along the axis that reads keep."""
+        return self.level in (Level.VALUE, Level.BOTH)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from flagen.derive.derivation import Operands, Pass
 from flagen.derive.stages import Wanted
 
 _SCALE = symbol("scale")
-_LEVELS = (Level.NONE, Level.CONSTANT, Level.SCALAR, Level.KEY)
+_LEVELS = (Level.NONE, Level.CONSTANT, Level.SCALAR, Level.KEY, Level.VALUE, Level.BOTH)
 
 
 def passes_of(recurrence: Recurrence) -> tuple[tuple[Pass, ...], sympy.Expr] | str:
@@ -50,15 +50,16 @@ def passes_of(recurrence: Recurrence) -> tuple[tuple[Pass, ...], sympy.Expr] | s
         values[read.symbol] = sympy.S.Zero
         for n, write in enumerate(state.writes):
             operands = replace(_operands(recurrence, read, write), inclusive=inclusive, bonus=bonus)
-            axes = _axes(state, read)
+            axes, kept = _axes(state, read), sympy.S.One
             if read.updated and not inclusive:
                 # S[t] = decay S[t-1] + key ⊗ value, and the walk reads S[t-1]
                 own = _contracted(recurrence, operands.query * operands.key, axes[0])
                 values[read.symbol] += own * operands.value * (_SCALE if read in scaled else 1)
                 decay = sympy.exp(operands.log_decay)
+                kept = sympy.exp(operands.log_kept)
                 operands = replace(operands, query=operands.query * decay)
             made = Pass(next(names), state.name, axes, operands, read in scaled, n == 0, first)
-            values[read.symbol] += made.result
+            values[read.symbol] += made.result * kept
             passes.append(made)
     return _on_one_level(recurrence, passes), output.xreplace(values)
 
@@ -72,9 +73,11 @@ def tensors_of(one: Pass, heads: tuple[str, ...]) -> tuple[Wanted, ...]:
         Wanted("k", operands.key, along),
         Wanted("v", operands.value, across),
     ]
-    if operands.gated:
-        axes = along if operands.by_channel else ("T", *heads)
+    if operands.summed or operands.level is Level.SCALAR:
+        axes = along if operands.summed else ("T", *heads)
         found.append(Wanted("g", operands.log_decay, axes))
+    if operands.kept:
+        found.append(Wanted("gv", operands.log_kept, across))
     if operands.bonus is not None:
         found.append(Wanted("u", operands.bonus, along[1:]))
     return tuple(found)
@@ -93,12 +96,7 @@ def _obstacle(recurrence: Recurrence) -> str | None:
         for read in reads:
             if len(state.axes) == 2 and not read.axis:
                 return f"`{recurrence.output}` holds all of `{state.name}`"
-            summed, kept = _axes(state, read)
-            if kept and kept in dict(state.decay.parts):
-                return (
-                    f"`{recurrence.output}` keeps the axis {kept} of `{state.name}`, along which"
-                    " the decay varies: chunks take decays along the axis that a read sums over"
-                )
+            summed = _axes(state, read)[0]
             for operand, axis in ((read.query, summed), *_factors(state)):
                 if feature_axes(operand, axes) - {axis}:
                     return f"`{operand}` is no vector along {axis or 'no axis'}"
@@ -129,26 +127,45 @@ def _operands(recurrence: Recurrence, read: Read, write: Write) -> Operands:
     key, value = (
         (write.key, write.value) if read.axis in state.axes[:1] else (write.value, write.key)
     )
-    log = sympy.Add(*(log for _, log in state.decay.parts))
-    if read.axis and read.axis in dict(state.decay.parts):
+    summed, kept = _axes(state, read)
+    parts = dict(state.decay.parts)
+    log_kept = parts.pop(kept, sympy.S.Zero) if kept else sympy.S.Zero
+    log = sympy.Add(*parts.values())
+    if log_kept != 0:
+        level = Level.BOTH if summed and summed in parts else Level.VALUE
+    elif summed and summed in parts:
         level = Level.KEY
     elif log == 0:
         level = Level.NONE
     else:
         varies = "T" in axes_of(log, dict(recurrence.axes))
         level = Level.SCALAR if varies else Level.CONSTANT
-    return Operands(read.query, key, value, log, level, inclusive=True, bonus=None)
+    return Operands(read.query, key, value, log, log_kept, level, inclusive=True, bonus=None)
 
 
 def _on_one_level(recurrence: Recurrence, passes: list[Pass]) -> tuple[Pass, ...]:
     """The passes with the most general of their decays: one set of kernels runs all of them."""
     level = max((each.operands.level for each in passes), key=_LEVELS.index)
+    if any(each.operands.kept for each in passes):
+        return _kept(passes)
     logs = {each.operands.log_decay for each in passes}
     if not passes[0].operands.inclusive:  # only the walk by channel reads before the update
         level = Level.KEY
     elif level is Level.CONSTANT and not (len(logs) == 1 and _in_kernels(recurrence, *logs)):
         level = Level.SCALAR
     return tuple(replace(each, operands=replace(each.operands, level=level)) for each in passes)
+
+
+def _kept(passes: list[Pass]) -> tuple[Pass, ...]:
+    """Passes of which one decays along the axis that its reads keep."""
+    if any(each.operands.summed for each in passes):
+        return tuple(replace(x, operands=replace(x.operands, level=Level.BOTH)) for x in passes)
+    found = []
+    for each in passes:
+        log = each.operands.log_kept + each.operands.log_decay
+        operands = replace(each.operands, log_decay=sympy.S.Zero, log_kept=log, level=Level.VALUE)
+        found.append(replace(each, operands=operands))
+    return tuple(found)
 
 
 def _in_kernels(recurrence: Recurrence, log: sympy.Expr) -> bool:
@@ -183,6 +200,8 @@ def _bonus(recurrence: Recurrence) -> sympy.Expr | None:
     if read.updated or len(state.writes) != 1:
         return None
     operands = _operands(recurrence, read, *state.writes)
+    if operands.kept:
+        return None
     sums = [each for each in recurrence.rest.atoms(Contract) if each.axis == read.axis]
     if len(sums) != 1:
         return None

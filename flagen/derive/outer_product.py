@@ -26,6 +26,10 @@ decays are. (By channel the kernel takes the third as its whole sum less that ov
 with the others and in more digits than dg keeps; the last token, whose write may be large, is left
 out.) A token's own product crosses no gate and is in none of them. For a read before the update
 the pairs are j < t < i. By channel the sums leave that channel out.
+
+The sum is the same with q and do, k and v, and the two axes of S exchanged. So a decay along the
+axis that reads keep has this gradient with do o for q dq and v dv for k dk; and its forward walk is
+that of dq for a decay along the other axis.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from flagen.parse.spec import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A tensor that a kernel takes: its name there, what it is, and its axes. "g" is a decay."""
+    """A tensor that a kernel takes: its name there, what it is, its axes. "g", "gv": decays."""
 
     name: str
     expression: sympy.Expr
@@ -92,7 +92,7 @@ def stages_of(
 
     def is_plain(each: Wanted) -> bool:
         """Whether it is an input, in a dtype that kernels take."""
-        name, fixed = str(each.expression), each.name in ("g", "u")
+        name, fixed = str(each.expression), each.name in ("g", "gv", "u")
         return (fixed or not (wide or name in gates)) and inputs.get(name) == each.axes
 
     epilogue = None
@@ -109,7 +109,7 @@ def stages_of(
     def tensor(each: Wanted) -> str:
         if is_plain(each):
             return str(each.expression)
-        dtype = "float32" if wide or each.name == "g" else like
+        dtype = "float32" if wide or each.name in ("g", "gv") else like
         for known in made:
             if (known.expression, known.axes, known.like) == (each.expression, each.axes, dtype):
                 return known.name

@@ -64,6 +64,26 @@ _BY_CHANNEL = replace(
     ),
     walk="channel",
 )
+_KEPT = replace(
+    _CHUNK,
+    kernels=(
+        "channel_sums",
+        "channel_from_middle",
+        "channel_parted",
+        "channel_scores",
+        "channel_reach",
+        "channel_block",
+        "channel_decayed",
+        "channel_gradients",
+        "channel_gate_gradients",
+        "kept",
+        "kept_states",
+        "kept_out",
+        "kept_grad",
+        "kept_gate",
+    ),
+    walk="kept",
+)
 _RECURRENT = ModulePlan(
     file="fused_recurrent.py",
     template="module/fused_recurrent.py.jinja",
@@ -145,6 +165,8 @@ def _chunk(derivation: Derivation) -> ModulePlan:
         return SCAN
     if operands is None or not operands.gated:
         return _CHUNK
+    if operands.kept:
+        return _KEPT
     return _BY_CHANNEL if operands.level is Level.KEY else _GATED
 
 

@@ -109,19 +109,21 @@ class _Nothing:
     pass
 
 
-def _kernel_context(derivation: Derivation) -> KernelContext:
+def _kernel_context(derivation: Derivation, pairs: bool) -> KernelContext:
+    """What templates may print, those of the T x T form if `pairs`."""
     spec = derivation.recurrence.spec
     operands = _operands(derivation)
     log = _constant_log_decay(derivation)
     bonus = operands.bonus is not None
     gates = operand_names(operands)[3:]
     vectors = {axis: f"{gate} + r_t * {axis}" for gate, axis in gate_axes(operands)}
-    results = [f"{part}{axis.lower()}, " for axis in vectors for part in "rwsm"]
+    results = [f"{part}{axis.lower()}, " for axis in vectors for part in "rws"]
+    results += [f"m{axis.lower()}, " for axis in vectors if pairs]
     return KernelContext(
         name=spec.name,
         decay=decay_lines(spec.name, operands.level, bonus),
         gated=operands.gated,
-        by_channel=operands.level is Level.KEY,
+        by_channel=operands.by_channel,
         before=not operands.inclusive,
         bonus=bonus,
         gates="".join(f"{gate}, " for gate in gates),
@@ -159,7 +161,7 @@ def _formula(spec: Spec) -> str:
 
 def _texts(plan: KernelPlan, module: ModulePlan) -> tuple[Block, Block]:
     """The kernels of a module, and its functions that look tiles up."""
-    context = _kernel_context(plan.derivation)
+    context = _kernel_context(plan.derivation, "parallel" in module.template)
     texts = [fill(f"kernel/{kernel}.py.jinja", context).strip("\n") for kernel in module.kernels]
     kernels = Block.of("\n\n\n".join(text for text in texts if text))
     return kernels, _tiles_text(module)

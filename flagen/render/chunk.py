@@ -21,6 +21,7 @@ class ChunkContext:
     """What the template may print."""
 
     name: str
+    fused: bool
     imports: Block
     kernels: Block
     tiles: Block
@@ -55,6 +56,7 @@ def chunk_context(plan: KernelPlan, kernels: Block, tiles: Block) -> ChunkContex
     host = walks_text(plan, walks.passes[0].operands)
     return ChunkContext(
         name=spec.name,
+        fused=not walks.passes[0].operands.kept,
         imports=Block(tuple(stage_imports(stages))),
         kernels=joined([stage.kernels for stage in stages], kernels),
         tiles=tiles,

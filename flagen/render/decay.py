@@ -94,6 +94,8 @@ def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
             ),
             parallel_diagonal=Block.of(masked.replace("b_g", "b_g.to(tl.float32)")),
         )
+    if level in (Level.VALUE, Level.BOTH):
+        return DecayLines()
     raise NotImplementedError(f"no kernel lines for a decay that is {level.value}")
 
 

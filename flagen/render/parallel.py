@@ -14,7 +14,7 @@ from flagen.render.finish import spec_digest
 from flagen.render.passes import Body, stage_imports
 from flagen.render.pointwise import pointwise_text
 from flagen.render.reference import equations, signature_of, summary
-from flagen.render.walks import gate_axes, operand_names
+from flagen.render.walks import gate_axes, gate_parts, operand_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,23 +108,15 @@ def _formula(walks: Walks) -> Block:
 def _host(plan: KernelPlan, operands: Operands) -> Block:
     """The functions on canonical operands: `_parallel`, and what it launches."""
     spec, names = plan.derivation.recurrence.spec, operand_names(operands)
-    results, made = [], []
+    made = gate_parts(operands, "blocks")
     gradients = dict.fromkeys(names, "_gate((p,), m, g, cu_seqlens, BT)")
     for gate, axis in gate_axes(operands):
-        parts = "NV" if axis == "K" else "NK"
         a = axis.lower()
-        made += [
-            f"r{a} = torch.empty({parts}, B, T, H, {axis}, dtype=torch.float32, device=q.device)",
-            f"w{a} = torch.empty_like(r{a})",
-            f"s{a} = r{a}.new_empty({parts}, blocks, H, {axis}, dtype=torch.float64)",
-            f"m{a} = _pairs({gate}, {parts}, cu_seqlens, BT)",
-        ]
-        results += [f"r{a}", f"w{a}", f"s{a}", f"m{a}"]
+        made.append(f"m{a} = _pairs({gate}, {'NV' if axis == 'K' else 'NK'}, cu_seqlens, BT)")
         gradients[gate] = f"_gate((r{a}, w{a}, s{a}), m{a}, {gate}, cu_seqlens, BT)"
     if operands.bonus is not None:
         gradients["u"] = "du.sum((0, 1))"
         made.append("du = torch.zeros(NV, blocks, H, K, dtype=torch.float32, device=u.device)")
-        results.append("du")
     context = ParallelHostContext(
         name=spec.name,
         digest=spec_digest(spec),
@@ -135,10 +127,10 @@ def _host(plan: KernelPlan, operands: Operands) -> Block:
         gradients=", ".join(f"d{name}" for name in names),
         gradient_types=", ".join(["torch.Tensor"] * len(names)),
         make_gate_results=Block(tuple(made)),
-        gate_results="".join(f"{each}, " for each in results),
+        gate_results="".join(f"{line.split()[0]}, " for line in made),
         gate_gradients=", ".join(gradients[name] for name in names[3:]),
-        pairs=f"{results[3]}.shape[1]" if operands.by_channel else "",
-        kept=any(axis == "V" for _, axis in gate_axes(operands)),
+        pairs=f"m{'k' if operands.summed else 'v'}.shape[1]",
+        kept=operands.kept,
         empty_gradients=", ".join(f"{name}.new_empty({name}.shape)" for name in names),
         positions=", ".join(map(str, range(len(names)))),
     )

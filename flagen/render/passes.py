@@ -181,7 +181,8 @@ class Body:
             yield f"{result} = {result}{size}"
 
     def _tensor(self, one: Pass, role: str, name: str) -> str:
-        axis = {"v": one.axes[1], "g": one.axes[0] if one.operands.by_channel else "-"}
+        gate = one.axes[0] if one.operands.summed else "-"
+        axis = {"v": one.axes[1], "g": gate, "gv": one.axes[1]}
         heads = "" if output_heads(self.spec) else ".unsqueeze(2)"
         return name + heads + ("" if axis.get(role, one.axes[0]) else ".unsqueeze(-1)")
 

@@ -34,6 +34,7 @@ OPERATORS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "gated_delta_rule": (dict(q="BTGK", k="BTGK", v="BTHV", g="BTH", beta="BTH"), STATE),
     "gla": (dict(q="BTHK", k="BTHK", v="BTHV", g="BTHK"), STATE),
     "gla_kv": (dict(q="BTHK", k="BTHK", v="BTHV", gk="BTHK", gv="BTHV"), STATE),
+    "gla_v": (dict(q="BTHK", k="BTHK", v="BTHV", g="BTHV"), STATE),
     "hgrn": (dict(x="BTV", g="BTV"), ("BV",)),
     "hgrn2": (dict(q="BTHK", g="BTHK", v="BTHV"), STATE),
     "kda": (dict(q="BTGK", k="BTGK", v="BTHV", g="BTHK", beta="BTH"), STATE),
@@ -60,7 +61,9 @@ PAIRED = ("based", "rebased")
 CHUNKED += PAIRED
 FORMS = [(op, "fused_recurrent") for op in OPERATORS]
 FORMS += [(op, form) for op in CHUNKED for form in ("chunk", "fused_chunk")]
-FORMS += [(op, "parallel") for op in CHUNKED if op not in ("hgrn", "rwkv4")]
+KEPT = ("gla_kv", "gla_v")
+FORMS += [(op, "parallel") for op in (*CHUNKED, *KEPT) if op not in ("hgrn", "rwkv4")]
+FORMS += [(op, "chunk") for op in KEPT]
 DECAYS, UNIT, POSITIVE = {"g", "gk", "gv"}, {"k", "p", "a", "b"}, {"beta"}
 
 # (B, T, key heads, value heads, K, V, bounds of packed sequences)
