@@ -115,6 +115,7 @@ INPUTS = {
 # Where an operator differs from the table above.
 INPUTS_OF = {
     ("gla", "g"): Input("BTHK", "log_decay"),
+    ("gla_v", "g"): Input("BTHV", "log_decay"),
     ("hgrn2", "g"): Input("BTHK", "log_decay"),
     ("dplr", "g"): Input("BTHK", "log_decay"),
     ("hgrn", "g"): Input("BTD", "log_decay"),
