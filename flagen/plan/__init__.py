@@ -4,8 +4,8 @@ Tiles are in `tiles/`, read by `tables`. Those for 227 KiB of shared memory were
 H200 (bench/results); each was checked there against float64, since wrong configurations exist:
 some two-byte tiles of 64 rows without pipelining (`stages` 1), as those of 32 columns, leave the
 bounds of shared memory there, by Triton 3.6.0's own allocation. Those that are used are clean under
-compute-sanitizer. Those for less memory were not measured: they are the same made smaller until
-every kernel fits, which a test proves by compilation.
+compute-sanitizer. Those for less memory were not measured: they are the same, made smaller where a
+kernel did not fit; a test compiles some of them.
 """
 
 from __future__ import annotations

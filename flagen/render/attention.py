@@ -101,7 +101,7 @@ def attention_context(plan: KernelPlan, module: ModulePlan, tiles: Block) -> Att
         scores_doc=Block(tuple(_scores_doc(attention))),
         argument_docs=Block(tuple([*signature.tensor_docs(), *signature.scale_doc()])),
         result=signature.result_doc(),
-        checks=Block((*signature.stateless_checks(), *alike(attention.stages, signature))),
+        checks=Block((*signature.checks(states=False), *alike(attention.stages, signature))),
         first=signature.first,
         call=signature.call(),
         body=Block(tuple(_body(spec, attention, signature.first, scale, prologue, epilogue))),

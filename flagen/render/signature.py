@@ -180,12 +180,6 @@ class Signature:
             ]
         return [*self.cast(), *self._tensor_checks(), *packed, *self._scale()]
 
-    def stateless_checks(self) -> list[str]:
-        """The same where there are no states, and nothing needs N."""
-        *lines, last = self.argument_checks()
-        call = last.split(" else ")[1]
-        return [*self.cast(), *lines, "if cu_seqlens is not None:", f"    {call}", *self._scale()]
-
     def argument_checks(self) -> list[str]:
         """Statements that check all arguments but states, and bind N."""
         return [*self._tensor_checks(), *self._bind_sequences()]
