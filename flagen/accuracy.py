@@ -91,14 +91,16 @@ def compare(
     dtype and at most LIMIT. For a result in `conditions`, floor and LIMIT are multiplied by its
     condition, and by 1 + 1/sqrt(n), because the mean of n errors scatters by as much. That function
     is called only where an error is above what a well-conditioned result may have. Errors are
-    relative to no less than `least`.
+    relative to no less than `least`, nor than the smallest number with all digits of a result's
+    dtype: of a gradient in float16, strong decays leave fewer.
     """
-    for name in found:
-        off, most = (error(each[name], exact[name], least) for each in (found, usual))
+    for name, value in found.items():
+        size = max(least, torch.finfo(value.dtype).tiny)
+        off, most = (error(each[name], exact[name], size) for each in (found, usual))
         bound = min(max(2 * most, floor(dtype)), LIMIT)
         if off > bound:
             known = conditions()
-            scatter = 1 + found[name].numel() ** -0.5 if name in known else 1.0
+            scatter = 1 + value.numel() ** -0.5 if name in known else 1.0
             times = max(known.get(name, 1.0), 1.0) * scatter
             bound = min(max(2 * most, floor(dtype) * times), LIMIT * times)
         yield name, off, bound

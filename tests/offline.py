@@ -76,6 +76,7 @@ class Report:
     wgmma: int
     mma: int
     async_copies: int
+    stages: int
     hazards: tuple[Hazard, ...]
 
 
@@ -178,6 +179,7 @@ def compiled(
         len(re.findall(r"warp_group_dot\b(?!_)", text)),
         text.count("tt.dot "),
         text.count("async_copy_global_to_local"),
+        options.get("num_stages", 3),
         tuple(hazards(text)),
     )
 

@@ -91,7 +91,11 @@ CASES = {
         state="S: [K, V], z: [K]",
     ),
     "kept_vector": text(
-        "m = exp(g) * m + v", "o = prev(m)", decay="g: [T, H, V]", state="m: [V]", qkv=QKV[28:]
+        "m = exp(g) * m + v",
+        "o = m + sum(m, V)",
+        decay="g: [T, H, V]",
+        state="m: [V]",
+        qkv=QKV[28:],
     ),
     "kept_both_times": text(
         GATED, "o = scale * dot(q, S) + dot(p, prev(S))", "p: [T, H, K]", "g: [T, H, V]"

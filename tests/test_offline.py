@@ -46,8 +46,10 @@ CASES = [
 ]
 
 # Bytes per thread that registers may spill to memory, in bfloat16 and float16. On Hopper products
-# accumulate in registers alone, so a walk over chunks of 128 is at the limit of 255 registers.
+# accumulate in registers alone, so a walk over chunks of 128 is at the limit of 255 registers. One
+# with 256 channels spills, and is 20% faster on an H200 than blocks of half the columns, which do not.
 SPILL = {"sm_90": 512, "sm_80": 2304, "gfx942": 4096}
+SPILL_256 = 1280
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def test_compiles(form: str, target: str, dtype: str, D: int, worker: ProcessPoo
         assert r.shared <= shared, r
         assert not r.hazards, r
         if dtype != "float32":
-            assert r.stack <= SPILL[target], r
+            assert r.stack <= (SPILL_256 if (target, D) == ("sm_90", 256) else SPILL[target]), r
         if form == "fused_recurrent" or "scan" in r.kernel:
             continue
         if dtype == "float32" and target != "gfx942":
@@ -112,7 +114,7 @@ def test_compiles(form: str, target: str, dtype: str, D: int, worker: ProcessPoo
             assert r.mma == 0, r
         else:
             assert r.mma > 0, r
-        if form == "chunk" and dtype != "float32" and target != "gfx942":
+        if form == "chunk" and dtype != "float32" and target != "gfx942" and r.stages > 1:
             assert r.async_copies > 0, f"loads are not pipelined: {r}"
 
 

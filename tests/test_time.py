@@ -14,10 +14,11 @@ import pytest
 import torch
 from outer_product_cases import CASES, scan, text
 
+from flagen.accuracy import Tensors, error
 from flagen.derive.derivation import FORMS
 from flagen.pipeline import Pipeline
 from flagen.render import runtime_file
-from flagen.verify import Case, Tensors, error, make, poisoned_memory, run
+from flagen.verify import Case, make, poisoned_memory, run
 from flagen.write import compare, write
 
 SPECS = {

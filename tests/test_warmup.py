@@ -91,7 +91,7 @@ def test_gpus() -> None:
         (("gla", "--arch", "sm_90", "--shapes", "0x1x1x16"), "BxTxHxD"),
         (("gla", "--arch", "sm_90", "--dtypes", "float64"), "float64"),
         (("gla", "--arch", "sm_90", "--input", "g"), "NAME=VALUE"),
-        (("gla", "--arch", "sm_90", "--forms", "parallel"), "no form `parallel`"),
+        (("hgrn", "--arch", "sm_90", "--forms", "parallel"), "no form `parallel`"),
         (("nosuch", "--arch", "sm_90"), "nosuch"),
     ],
 )

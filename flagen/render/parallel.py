@@ -75,6 +75,7 @@ def parallel_context(plan: KernelPlan, kernels: Block, tiles: Block) -> Parallel
     reference = f"naive_{'chunk_' if walks.plain else ''}{spec.name}"
     attention = [f"naive_attention_{spec.name}"] if walks.plain else []
     body = Body(spec, walks, prologue, epilogue).lines_without_states(signature.first)
+    output = f"{signature.output}{'.flip(1)' if spec.reverse else ''}"
     return ParallelContext(
         name=spec.name,
         plain=walks.plain,
@@ -92,9 +93,7 @@ def parallel_context(plan: KernelPlan, kernels: Block, tiles: Block) -> Parallel
         first=signature.first,
         reference=reference,
         references=", ".join([*attention, reference]),
-        body=Block(
-            tuple([*body, f"return {signature.output}, {'attention' if walks.plain else None}"])
-        ),
+        body=Block((*body, f"return {output}, {'attention' if walks.plain else None}")),
     )
 
 

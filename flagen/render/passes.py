@@ -131,6 +131,7 @@ class Body:
     def lines_without_states(self, first: str) -> list[str]:
         """Those of the T x T form, up to the output."""
         return [
+            *in_order_of_time(self.spec, first, states=False),
             *prepared(self.spec, self.walks.stages, first, self.prologue),
             *self._stateless_calls(),
             *([self.epilogue.call] if self.epilogue else []),
