@@ -47,7 +47,7 @@ CASES = [
 
 # Bytes per thread that registers may spill to memory, in bfloat16 and float16. On Hopper products
 # accumulate in registers alone, so a walk over chunks of 128 is at the limit of 255 registers. One
-# with 256 channels spills, and is 20% faster on an H200 than one of half the columns, which does not.
+# with 256 channels spills, and is 20% faster on an H200 than one of half the columns that does not.
 SPILL = {"sm_90": 512, "sm_80": 2304, "gfx942": 4096}
 SPILL_256 = 1280
 
