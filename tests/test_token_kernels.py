@@ -605,9 +605,10 @@ def test_compiles_for_a_gpu() -> None:
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 3 * len(OPS)
+    # oja holds its whole state in one program, and based six states
+    spilled = {"oja": 256, "based": 16}
     for row in rows:
-        # oja holds its whole state in one program
-        assert row["stack"] <= (256 if row["op"] == "oja" else 0), row
+        assert row["stack"] <= spilled.get(row["op"], 0), row
         assert row["registers"] <= 255 and row["shared"] <= 64 * 1024, row
 
 
