@@ -38,13 +38,13 @@ def pointwise_text(program: Pointwise) -> PointwiseText:
     stamp = digest(kernels + repr((program.results, program.sizers)))
     host = fill("host/pointwise.py.jinja", host_context(layout, stamp))
     imports = ["Operator", "cdiv", "folded", "launch", "partials"]
-    imports += [name for name in ("block",) if _calls(name, host)]
-    imports += [name for name in HELPERS if _calls(name, kernels)]
+    imports += [name for name in ("block",) if calls(name, host)]
+    imports += [name for name in HELPERS if calls(name, kernels)]
     results = ", ".join(result.name for result in program.results)
     call = f"{results} = _{program.stage}({', '.join(layout.arguments)})"
     return PointwiseText(Block.of(kernels), Block.of(host), tuple(sorted(imports)), call)
 
 
-def _calls(name: str, text: str) -> bool:
+def calls(name: str, text: str) -> bool:
     """Whether a statement of `text` calls `name`; comments do not count."""
     return re.search(rf"^[^#\n]*(?<![.\w]){name}\(", text, re.MULTILINE) is not None

@@ -19,8 +19,8 @@ LONG = 72
 
 _BINARY = {"+": (" + ", 1), "-": (" - ", 1), "*": (" * ", 2), "/": (" / ", 2)}
 _CALLS = {
-    "exp": "tl.exp({})",
-    "log": "tl.log({})",
+    "exp": "exp({})",
+    "log": "log({})",
     "sqrt": "tl.sqrt({})",
     "rsqrt": "tl.rsqrt({})",
     "abs": "tl.abs({})",
@@ -35,7 +35,7 @@ _CALLS = {
     "sign": "sign({})",
     "**": "tl.exp2({1} * tl.log2({0}))",
 }
-HELPERS = ("log1p", "expm1", "tanh", "softplus", "sign")
+HELPERS = ("exp", "log", "log1p", "expm1", "tanh", "softplus", "sign")
 """Functions that the runtime has for the kernels."""
 
 

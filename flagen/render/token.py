@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flagen.derive.derivation import Derivation
 from flagen.render.environment import Block, fill
 from flagen.render.finish import spec_digest
+from flagen.render.pointwise import calls
 from flagen.render.reference import equations, signature_of, summary
 from flagen.render.signature import Signature
 from flagen.render.step_text import HELPERS
@@ -212,7 +213,7 @@ _RUNTIME = (
 
 def _imports(name: str, kernels: str, signature: Signature) -> list[str]:
     used = [each for each in _RUNTIME.split() if _is_used(each, signature)]
-    used += [helper for helper in HELPERS if f" {helper}(" in kernels or f"({helper}(" in kernels]
+    used += [helper for helper in HELPERS if calls(helper, kernels)]
     lines = ["import torch", "import triton", "import triton.language as tl", ""]
     lines = ["from functools import lru_cache", "", *lines]
     if any("math." in line for line in signature.default_scale()):

@@ -83,10 +83,9 @@ def draw(op: str, name: str, size: list[int], strength: float) -> torch.Tensor:
         return x / 2 + math.log(strength)
     if name in POSITIVE:
         return x.sigmoid()
-    if name in UNIT or op == "oja":
-        return F.normalize(x, dim=-1)
-    # a normaliser has to stay away from zero
-    return x.abs() if op == "linear_attn_normalized" and name in ("q", "k") else x
+    if op == "linear_attn_normalized" and name in ("q", "k"):
+        return x.abs()  # a normaliser has to stay away from zero
+    return F.normalize(x, dim=-1) if name in UNIT or op == "oja" else x
 
 
 def run(form: Callable[..., Any], x: Tensors, inputs: dict[str, str]) -> Tensors:
