@@ -26,7 +26,9 @@ class DecayLines:
     states: str = ""
     before_loop: Block = NO_LINES
     in_loop: Block = NO_LINES
-    state: str = ""
+    read: str = ""
+    within: str = ""
+    write: Block = NO_LINES
     sum_parameters: str = ""
     sum_arguments: str = ""
     segment_decay: Block = NO_LINES
@@ -49,31 +51,32 @@ def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
     if level is Level.KEY:
         return _by_channel(bonus)
     if level is Level.NONE:
-        masked = "b_D = tl.where(o_d >= 0, scale, 0.0)"
         return DecayLines(
-            before_loop=Block.of(
-                f"# [BT, BT]\n{masked}\n"
-                "b_read = tl.zeros([BT], dtype=tl.float32) + scale_read\n"
-                "b_write = tl.zeros([BT], dtype=tl.float32) + scale_write"
-            ),
-            state="b_h + ",
+            within="tl.where(o_d >= 0, b_A, 0.0)",
+            write=Block.of("b_u = b_v"),
             scan_state="b_h + ",
-            parallel_diagonal=Block.of(masked),
+            parallel_diagonal=Block.of("b_D = tl.where(o_d >= 0, scale, 0.0)"),
         )
     if level is Level.CONSTANT:
-        masked = "b_D = tl.where(o_d >= 0, scale * tl.exp2(tl.maximum(o_d, 0) * b_g), 0.0)"
+        masked = "b_D = tl.where(o_d >= 0, {}tl.exp2(tl.maximum(o_d, 0) * {}), 0.0)"
         return DecayLines(
             walk_parameters="b_g, ",
             forward=f"{name}_log2_decay(i_h, H), ",
             sum_arguments=f"{name}_log2_decay(i_h, H), ",
-            before_loop=Block.of(f"b_g = b_g.to(tl.float32)\n# [BT, BT]\n{masked}"),
+            before_loop=Block.of(
+                f"b_g = b_g.to(tl.float32)\n# [BT, BT]\n{masked.format('', 'b_g')}"
+            ),
             in_loop=Block.of(
                 "b_G = tl.minimum(o_t + 1, n) * b_g\n"
                 "b_G_n = n * b_g\n"
-                "b_read = tl.exp2(tl.where(reverse, b_G_n - b_G, b_G)) * scale_read\n"
-                "b_write = tl.exp2(tl.where(reverse, b_G, b_G_n - b_G)) * scale_write"
+                "b_read = tl.exp2(tl.where(reverse, b_G_n - b_G, b_G))\n"
+                "b_write = tl.exp2(tl.where(reverse, b_G, b_G_n - b_G))"
             ),
-            state="b_h * tl.exp2(b_G_n) + ",
+            read=" * b_read[:, None]",
+            within="b_A * b_D",
+            write=Block.of(
+                "b_u = (b_v * b_write[:, None]).to(b_v.dtype)\nb_h *= tl.exp2(b_G_n)"
+            ),
             scan_before_loop=Block.of(f"b_g = {name}_log2_decay(i_h, H).to(tl.float32)"),
             scan_state="b_h * tl.exp2(tl.minimum(L, n_t - i_l * L) * b_g) + ",
             step_before_loop=Block.of(
@@ -92,7 +95,7 @@ def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
                 "o_r = tl.where(reverse, BT - 1 - o_t, o_t)\n"
                 "b_o *= tl.exp2(o_r * b_g.to(tl.float32))[:, None]"
             ),
-            parallel_diagonal=Block.of(masked.replace("b_g", "b_g.to(tl.float32)")),
+            parallel_diagonal=Block.of(masked.format("scale * ", "b_g.to(tl.float32)")),
         )
     if level in (Level.VALUE, Level.BOTH):
         return DecayLines()
@@ -125,13 +128,14 @@ def _scalar(name: str) -> DecayLines:
             "b_a += b_G_n.to(tl.float32)\n"
             "b_D = tl.where(reverse, b_G[None, :] - b_G[:, None], b_G[:, None] - b_G[None, :])\n"
             'b_D = tl.where(o_d >= 0, b_D.to(tl.float32), float("-inf"))\n'
-            "b_D = tl.exp2(b_D) * scale\n"
-            "b_read = tl.where(reverse, b_G_n - b_G, b_G).to(tl.float32)\n"
-            "b_read = tl.exp2(b_read) * scale_read\n"
-            "b_write = tl.where(reverse, b_G, b_G_n - b_G).to(tl.float32)\n"
-            "b_write = tl.exp2(b_write) * scale_write"
+            "b_read = tl.exp2(tl.where(reverse, b_G_n - b_G, b_G).to(tl.float32))\n"
+            "b_write = tl.exp2(tl.where(reverse, b_G, b_G_n - b_G).to(tl.float32))"
         ),
-        state="b_h * tl.exp2(b_G_n.to(tl.float32)) + ",
+        read=" * b_read[:, None]",
+        within="b_A * tl.exp2(b_D)",
+        write=Block.of(
+            "b_u = (b_v * b_write[:, None]).to(WIDE)\nb_h *= tl.exp2(b_G_n.to(tl.float32))"
+        ),
         sum_parameters="g, ",
         sum_arguments="g + r_t, None, ",
         segment_decay=Block.of(
