@@ -14,6 +14,7 @@ from flagen.render.environment import Block
 
 NO_LINES = Block(())
 LOG2_E = "1.4426950408889634"
+_SEGMENT = Block.of("i_l = n_l - 1 - i if REVERSE else i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class DecayLines:
     scan_parameters: str = ""
     scan_sizes: str = ""
     scan_before_loop: Block = NO_LINES
+    scan_in_loop: Block = NO_LINES
     scan_state: str = ""
     step_before_loop: Block = NO_LINES
     step_before: str = ""
@@ -78,6 +80,7 @@ def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
                 "b_u = (b_v * b_write[:, None]).to(b_v.dtype)\nb_h *= tl.exp2(b_G_n)"
             ),
             scan_before_loop=Block.of(f"b_g = {name}_log2_decay(i_h, H).to(tl.float32)"),
+            scan_in_loop=_SEGMENT,
             scan_state="b_h * tl.exp2(tl.minimum(L, n_t - i_l * L) * b_g) + ",
             step_before_loop=Block.of(
                 "# rounded once: an error here grows with every step\n"
@@ -143,6 +146,7 @@ def _scalar(name: str) -> DecayLines:
         ),
         scan_parameters="a, ",
         scan_before_loop=Block.of("r_a = i_s.to(tl.int64) * H + i_h"),
+        scan_in_loop=_SEGMENT,
         scan_state="b_h * tl.exp2(tl.load(a + r_a + i_l * H)) + ",
     )
 
@@ -165,5 +169,6 @@ def _by_channel(bonus: bool) -> DecayLines:
         scan_parameters="a, ",
         scan_sizes="K: tl.constexpr, ",
         scan_before_loop=Block.of("r_a = (i_s.to(tl.int64) * H + i_h) * K + o_h // (KV // K)"),
+        scan_in_loop=_SEGMENT,
         scan_state="b_h * tl.exp2(tl.load(a + r_a + i_l * (H * K), mask=m_h, other=0)) + ",
     )
