@@ -76,9 +76,7 @@ def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
             ),
             read=" * b_read[:, None]",
             within="b_A * b_D",
-            write=Block.of(
-                "b_u = (b_v * b_write[:, None]).to(b_v.dtype)\nb_h *= tl.exp2(b_G_n)"
-            ),
+            write=Block.of("b_u = (b_v * b_write[:, None]).to(b_v.dtype)\nb_h *= tl.exp2(b_G_n)"),
             scan_before_loop=Block.of(f"b_g = {name}_log2_decay(i_h, H).to(tl.float32)"),
             scan_in_loop=_SEGMENT,
             scan_state="b_h * tl.exp2(tl.minimum(L, n_t - i_l * L) * b_g) + ",
