@@ -77,10 +77,10 @@ SHAPES = [
 
 def draw(op: str, name: str, size: list[int], strength: float) -> torch.Tensor:
     x = torch.randn(size, device="cuda")
-    if name in DECAYS or (name == "w" and op.startswith("rwkv")):
-        return F.logsigmoid(x) * strength
-    if name == "a_log":
+    if name == "a_log" or (op, name) == ("rwkv4", "w"):  # of minus a decay's logarithm
         return x / 2 + math.log(strength)
+    if name in DECAYS or name == "w":
+        return F.logsigmoid(x) * strength
     if name in POSITIVE:
         return x.sigmoid()
     if op == "linear_attn_normalized" and name in ("q", "k"):
