@@ -80,6 +80,7 @@ def as_before() -> Iterator[None]:
     yield
     torch._dynamo.reset()
     _runtime.batch_invariant(0)
+    _runtime.recompute_states(False)
 
 
 @each_operator
@@ -229,3 +230,28 @@ def test_batch_invariance(op: str, form: str, device: torch.device) -> None:
     for mine, second, last in zip(alone, together, in_a_row, strict=True):
         assert torch.equal(mine[0], second[1])
         assert torch.equal(mine[0], last[0, T:])
+
+
+@pytest.mark.parametrize("op", ["gla", "gla_kv"])
+def test_recomputed_states_save_memory(op: str, device: torch.device) -> None:
+    """Less is kept for the backward, which has the same bits."""
+    spec, function = SPECS[op], form_of(op, "chunk")
+    x = make(spec, packed(70), torch.float32, device)
+
+    def call() -> tuple[Tensors, int]:
+        kept: dict[int, int] = {}
+
+        def keep(saved: torch.Tensor) -> torch.Tensor:
+            kept[saved.data_ptr()] = saved.nbytes
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            return run(function, x, spec, True), sum(kept.values())
+
+    usual, most = call()
+    _runtime.recompute_states()
+    again, least = call()
+    same_bits(again, usual)
+    state = x["initial " + spec.state[0].name]
+    # two sequences of 70 tokens have three chunks, or more where those are shorter
+    assert most - least >= 3 * state[0].nbytes

@@ -80,6 +80,7 @@ _LOCAL = frozenset(
         "in_place",
         "interpretable",
         "kwargs",
+        "keeps_states",
         "larger",
         "launch",
         "launcher",
