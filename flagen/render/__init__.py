@@ -43,6 +43,7 @@ class KernelContext:
 
     name: str
     decay: DecayLines
+    weights: str
     gated: bool
     by_channel: bool
     before: bool
@@ -119,9 +120,11 @@ def _kernel_context(derivation: Derivation, pairs: bool) -> KernelContext:
     vectors = {axis: f"{gate} + r_t * {axis}" for gate, axis in gate_axes(operands)}
     results = [f"{part}{axis.lower()}, " for axis in vectors for part in "rws"]
     results += [f"m{axis.lower()}, " for axis in vectors if pairs]
+    decay = decay_lines(spec.name, operands.level, bonus)
     return KernelContext(
         name=spec.name,
-        decay=decay_lines(spec.name, operands.level, bonus),
+        decay=decay,
+        weights=decay.state.replace("b_h", "b_z"),
         gated=operands.gated,
         by_channel=operands.by_channel,
         before=not operands.inclusive,
