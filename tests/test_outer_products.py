@@ -211,6 +211,18 @@ def test_a_gate_between_blocks_keeps_its_digits(
     assert error(found, exact) < 1e-3  # a difference of large numbers would have no digit
 
 
+def test_a_gate_within_a_chunk_keeps_its_digits(build: Build, device: torch.device) -> None:
+    """Pairs on one side of a gate that is shut leave nothing in its gradient."""
+    spec, module = build(EVERY["two_reads"])
+    x = make(spec, Case(1, 130, 1, 5, 6), torch.float32, device)
+    shut = [3, 70, 71]
+    x["g"][:, shut] = -20.0
+    exact = run(module.naive_other, cast(x, torch.float64), spec, True)["dg"][:, shut]
+    found = run(module.chunk_other, x, spec, True)["dg"][:, shut]
+    assert exact.abs().max() < 1e-6
+    assert error(found, exact) < 1e-4
+
+
 def test_parallel_compiles_for_a_gpu() -> None:
     """At D = 128 in bfloat16 for sm_90, with the matrix unit of Hopper."""
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
