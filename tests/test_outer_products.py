@@ -45,6 +45,8 @@ RAGGED = Case(2, 35, 2, 12, 20)
 EVERY = {**CASES, **{f"scan {name}": spec for name, spec in SCANS.items()}}
 PAIRWISE = ("beta", "l2norm", "one_state", "series", "mean_of_tokens")
 HALF = ("sigmoid_decay", "shared_keys", "normaliser", "two_states", "before_constant", "skip")
+HALF += ("weights", "weights_decayed")
+WEIGHTS = ("weights", "weights_decayed", "weights_twice")
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +211,18 @@ def test_a_gate_between_blocks_keeps_its_digits(
     assert error(found, exact) < 1e-3  # a difference of large numbers would have no digit
 
 
+def test_a_gate_within_a_chunk_keeps_its_digits(build: Build, device: torch.device) -> None:
+    """Pairs on one side of a gate that is shut leave nothing in its gradient."""
+    spec, module = build(EVERY["two_reads"])
+    x = make(spec, Case(1, 130, 1, 5, 6), torch.float32, device)
+    shut = [3, 70, 71]
+    x["g"][:, shut] = -20.0
+    exact = run(module.naive_other, cast(x, torch.float64), spec, True)["dg"][:, shut]
+    found = run(module.chunk_other, x, spec, True)["dg"][:, shut]
+    assert exact.abs().max() < 1e-6
+    assert error(found, exact) < 1e-4
+
+
 def test_parallel_compiles_for_a_gpu() -> None:
     """At D = 128 in bfloat16 for sm_90, with the matrix unit of Hopper."""
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
@@ -223,9 +237,48 @@ def test_parallel_compiles_for_a_gpu() -> None:
         assert row["mma"] == 0 and (row["wgmma"] > 0) != ("gate" in row["kernel"]), row
 
 
-def test_several_segments(build: Build, device: torch.device) -> None:
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("K, V", [(20, 12), (140, 5), (5, 140)])
+def test_weights(name: str, K: int, V: int, build: Build, device: torch.device) -> None:
+    """Several chunks, and partial sums of more than a block holds."""
+    verify(build(CASES[name]), Case(1, 70, 1, K, V), torch.float32, device)
+
+
+def test_a_quotient_of_half_operands(
+    build: Build, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operands stay as they are, and what is left of two sums has their digits all the same.
+
+    The backward is that of bfloat16, which has the range for it: here no number is small.
+    """
+    walks = derived("weights").walks
+    assert walks is not None and walks.weighted
+    assert walks.stages.arguments[0] == ("q", "k", "v")
+    assert all(each.like != "float32" for each in walks.stages.simple)
+    made = build(CASES["weights"])
+    monkeypatch.setattr(made[1].chunk, "in_range", lambda dtype: dtype)
+    for case in (RAGGED, Case(1, 1, 1, 16, 24), Case(1, 150, 1, 20, 12)):
+        verify(made, case, torch.float16, device)
+
+
+def test_computed_operands_of_a_quotient_are_float32() -> None:
+    """So are those of several walks, whose results may cancel."""
+    for name in ("normaliser", "weights_decayed", "weights_twice"):
+        walks = derived(name).walks
+        assert walks is not None
+        made = {name for names in walks.stages.arguments for name in names}
+        made -= {each.name for each in walks.stages.simple if each.like == "float32"}
+        prologue = walks.stages.prologue
+        made -= {
+            each.name for each in (prologue.results if prologue else ()) if each.like == "float32"
+        }
+        assert made <= {"g"}, name
+
+
+@pytest.mark.parametrize("name", ["two_writes", *WEIGHTS])
+def test_several_segments(name: str, build: Build, device: torch.device) -> None:
     """Every walk of several enters its segments with its own states."""
-    spec, module = build(EVERY["two_writes"])
+    spec, module = build(EVERY[name])
     x = make(spec, Case(1, 150, 1, 5, 6), torch.float32, device)
     whole, cut = (
         run(lambda L=L, **y: _segmented(module, L, **y), x, spec, True) for L in (UNBOUNDED, 64)
