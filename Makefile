@@ -18,7 +18,7 @@ demo: $(READY) ## build retention's kernels, compare every form with float64, tr
 	$(BIN)/python bench/demo.py
 
 test: $(READY) ## every test that needs no GPU (on a GPU: .venv/bin/python -m pytest)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu"
 
 check: $(READY) $(TOOLS) ## lint, format, types, and whether generated/ is what the specs say
 	$(BIN)/python -m ruff check

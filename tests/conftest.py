@@ -25,6 +25,10 @@ if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
+if not HAS_GPU and importlib.util.find_spec("triton") is not None:
+    import interpreter
+
+    interpreter.quicken()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

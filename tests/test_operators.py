@@ -112,12 +112,13 @@ def test_backward_registration(name: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("packed", [False, True], ids=["", "packed"])
-@pytest.mark.parametrize("mark", [True, False], ids=["mark_dynamic", "dynamic"])
-def test_one_graph_for_every_length(
-    form: str, packed: bool, mark: bool, device: torch.device
-) -> None:
-    """Compiled without a break, once for all lengths; results and gradients are the eager ones."""
+@pytest.mark.parametrize("packed", [False, True], ids=["mark_dynamic", "packed-dynamic"])
+def test_one_graph_for_every_length(form: str, packed: bool, device: torch.device) -> None:
+    """Compiled without a break, once for all lengths; results and gradients are the eager ones.
+
+    `test_contract.py` marks the lengths of packed sequences dynamic.
+    """
+    mark = not packed
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(
         FORMS[form], fullgraph=True, backend=counter, dynamic=None if mark else True
