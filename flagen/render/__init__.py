@@ -99,9 +99,14 @@ def _context(plan: KernelPlan, module: ModulePlan) -> object:
     return _module_context(plan, module)
 
 
+_RUNTIME = ("settings", "device", "sizes", "launch", "tensors", "arguments", "operator")
+"""The parts of the file that all operators share."""
+
+
 def runtime_file() -> GeneratedFile:
     """What all operators share; it depends on no spec."""
-    return finish(None, "_runtime.py", fill("runtime.py.jinja", _Nothing()))
+    texts = (fill(f"runtime/{part}.py.jinja", _Nothing()).strip("\n") for part in _RUNTIME)
+    return finish(None, "_runtime.py", "\n\n\n".join(texts) + "\n")
 
 
 @dataclass(frozen=True, slots=True)
