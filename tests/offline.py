@@ -31,9 +31,6 @@ TARGETS = {
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
 """The shared memory that a program may have, in bytes."""
 
-NORMALISED = ("linear_attn_normalized",)
-"""Operators with a second state, [H, D]."""
-
 MULTIPROCESSORS = 132
 POINTER = {
     torch.float64: "*fp64",
@@ -112,16 +109,14 @@ def launches(request: Request) -> list[tuple[JITFunction, dict[str, Any], dict[s
         options["cu_seqlens"] = torch.empty(request.packed + 1, dtype=torch.int64, device="meta")
     if not request.form.startswith("parallel"):
         N = request.packed or request.B
-        shapes = [(N, request.H, request.D, request.D)]
-        shapes += [shapes[0][:3]] * (request.op in NORMALISED)
-        states = [torch.empty(shape, device="meta", requires_grad=True) for shape in shapes]
-        options["initial_state"] = states[0] if len(states) == 1 else tuple(states)
+        state = (N, request.H, request.D, request.D)
+        options["initial_state"] = torch.empty(state, device="meta", requires_grad=True)
         options["output_final_state"] = True
     launch = JITFunction.run
     JITFunction.run = note
     try:
         o, ht = getattr(package, f"{request.form}_{request.op}")(q, k, v, **options)
-        outputs = [o, *(ht if isinstance(ht, tuple) else () if ht is None else (ht,))]
+        outputs = [o] if ht is None else [o, ht]
         torch.autograd.grad(outputs, [q, k, v], [torch.empty_like(y) for y in outputs])
     finally:
         JITFunction.run = launch

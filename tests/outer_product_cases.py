@@ -8,8 +8,6 @@ import hypothesis.strategies as st
 
 QKV = "q: [T, H, K], k: [T, H, K], v: [T, H, V]"
 
-POSITIVE = "q: {axes: [T, H, K], domain: '> 0'}, k: {axes: [T, H, K], domain: '> 0'}, v: [T, H, V]"
-
 
 def text(
     update: str = "S = S + outer(k, v)",
@@ -128,27 +126,6 @@ CASES = {
         "o = dot(exp(q), S) / (dot(exp(q), z) + 1e-6)",
         decay="g: [T, H]",
         state="S: [K, V], z: [K]",
-    ),
-    # a walk of values and weights
-    "weights": text(
-        "S = S + outer(k, v); z = z + k",
-        "o = scale * dot(q, S) / (scale * dot(q, z) + 1e-6)",
-        state="S: [K, V], z: [K]",
-        qkv=POSITIVE,
-    ),
-    "weights_decayed": text(
-        "S = exp(g) * S + outer(k, v); z = exp(g) * z + k",
-        "o = scale * dot(q, S) / (scale * dot(q, z) + 1e-6)",
-        decay="g: {axes: [H], value: 'log(1 - 2**(-1 - h))'}",
-        state="S: [K, V], z: [K]",
-        qkv=POSITIVE,
-    ),
-    "weights_twice": text(
-        "S = S + outer(k, v); z = z + k",
-        "o = dot(q, S) / (dot(q, z) + 1) + scale * dot(p, S) / (scale * dot(p, z) + 1)",
-        "p: {axes: [T, H, K], domain: '> 0'}",
-        state="S: [K, V], z: [K]",
-        qkv=POSITIVE,
     ),
     "mlstm": text(
         "S = exp(g) * S + outer(k, exp(i) * v); z = exp(g) * z + exp(i) * k",

@@ -130,19 +130,6 @@ def test_packed_compiles(worker: ProcessPoolExecutor) -> None:
         assert r.stack <= SPILL["sm_90"], r
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("B, T", [SHORT, LONG], ids=["short", "long"])
-def test_weights_compile(B: int, T: int, dtype: str, worker: ProcessPoolExecutor) -> None:
-    """Sums of keys that matrix units read, too, are the units': see the hazard below."""
-    found = reports(worker, ("linear_attn_normalized", "chunk", "sm_90", dtype, B, T, 4, 128))
-    for r in found:
-        assert r.shared <= 227 * 1024, r
-        assert not r.hazards, r
-        assert r.stack <= SPILL["sm_90"], r
-        if "scan" not in r.kernel and "epilogue" not in r.kernel:
-            assert r.wgmma > 0, r
-
-
 def test_lint_finds_a_compiled_hazard(worker: ProcessPoolExecutor) -> None:
     """acc += dot(A, B); s += sum(B): Triton gives the ring of B one slot too few."""
     (hazard,) = worker.submit(_planted, "product_and_sum").result()

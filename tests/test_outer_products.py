@@ -45,8 +45,6 @@ RAGGED = Case(2, 35, 2, 12, 20)
 EVERY = {**CASES, **{f"scan {name}": spec for name, spec in SCANS.items()}}
 PAIRWISE = ("beta", "l2norm", "one_state", "series", "mean_of_tokens")
 HALF = ("sigmoid_decay", "shared_keys", "normaliser", "two_states", "before_constant", "skip")
-HALF += ("weights", "weights_decayed")
-WEIGHTS = ("weights", "weights_decayed", "weights_twice")
 
 
 @pytest.fixture(scope="module")
@@ -242,48 +240,9 @@ def test_parallel_compiles_for_a_gpu() -> None:
         assert row["mma"] == 0 and (row["wgmma"] > 0) != ("gate" in row["kernel"]), row
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
-@pytest.mark.parametrize("K, V", [(20, 12), (140, 5), (5, 140)])
-def test_weights(name: str, K: int, V: int, build: Build, device: torch.device) -> None:
-    """Several chunks, and partial sums of more than a block holds."""
-    verify(build(CASES[name]), Case(1, 70, 1, K, V), torch.float32, device)
-
-
-def test_a_quotient_of_half_operands(
-    build: Build, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Operands stay as they are, and what is left of two sums has their digits all the same.
-
-    The backward is that of bfloat16, which has the range for it: here no number is small.
-    """
-    walks = derived("weights").walks
-    assert walks is not None and walks.weighted
-    assert walks.stages.arguments[0] == ("q", "k", "v")
-    assert all(each.like != "float32" for each in walks.stages.simple)
-    made = build(CASES["weights"])
-    monkeypatch.setattr(made[1].chunk, "in_range", lambda dtype: dtype)
-    for case in (RAGGED, Case(1, 1, 1, 16, 24), Case(1, 150, 1, 20, 12)):
-        verify(made, case, torch.float16, device)
-
-
-def test_computed_operands_of_a_quotient_are_float32() -> None:
-    """So are those of several walks, whose results may cancel."""
-    for name in ("normaliser", "weights_decayed", "weights_twice"):
-        walks = derived(name).walks
-        assert walks is not None
-        made = {name for names in walks.stages.arguments for name in names}
-        made -= {each.name for each in walks.stages.simple if each.like == "float32"}
-        prologue = walks.stages.prologue
-        made -= {
-            each.name for each in (prologue.results if prologue else ()) if each.like == "float32"
-        }
-        assert made <= {"g"}, name
-
-
-@pytest.mark.parametrize("name", ["two_writes", *WEIGHTS])
-def test_several_segments(name: str, build: Build, device: torch.device) -> None:
+def test_several_segments(build: Build, device: torch.device) -> None:
     """Every walk of several enters its segments with its own states."""
-    spec, module = build(EVERY[name])
+    spec, module = build(EVERY["two_writes"])
     x = make(spec, Case(1, 150, 1, 5, 6), torch.float32, device)
     whole, cut = (
         run(lambda L=L, **y: _segmented(module, L, **y), x, spec, True) for L in (UNBOUNDED, 64)

@@ -37,8 +37,6 @@ def derive(recurrence: Recurrence) -> Derivation:
     attention = None
     if isinstance(walks, Walks) and not walks.plain:
         attention = attention_of(recurrence, token, walks)
-    if isinstance(walks, Walks) and isinstance(attention, Attention) and _is_alone(walks):
-        walks = _walks(recurrence, token, alone=True)  # the T x T form has operands of its own
     reasons = _reasons(scan, walks)
     for form in spec.forms or ():
         if form in reasons:
@@ -64,11 +62,8 @@ def derive(recurrence: Recurrence) -> Derivation:
     return derivation
 
 
-def _walks(recurrence: Recurrence, token: TokenLevel, alone: bool = False) -> Walks | str:
-    """The chunk forms of outer products, or why there are none.
-
-    `alone`: one walk makes all that they read.
-    """
+def _walks(recurrence: Recurrence, token: TokenLevel) -> Walks | str:
+    """The chunk forms of outer products, or why there are none."""
     found = passes_of(recurrence)
     if isinstance(found, str):
         return found
@@ -77,16 +72,11 @@ def _walks(recurrence: Recurrence, token: TokenLevel, alone: bool = False) -> Wa
     wanted = tuple(tensors_of(one, heads) for one in passes)
     results = {str(one.result): ("T", *heads, *filter(None, one.axes[1:])) for one in passes}
     features = output_axes(token.step, recurrence.output)
-    stages = stages_of(recurrence, wanted, results, output, features, alone)
+    stages = stages_of(recurrence, wanted, results, output, features)
     if isinstance(stages, str):
         return stages
     plain = _is_plain(recurrence, passes, wanted) and stages.epilogue is None
     return Walks(passes, output, stages, plain, FORWARD, ADJOINT)
-
-
-def _is_alone(walks: Walks) -> bool:
-    """Whether one walk makes all results: values and their weights."""
-    return walks.weighted and len(walks.passes) == 2
 
 
 def _is_plain(

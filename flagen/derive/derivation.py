@@ -94,8 +94,7 @@ class Pass:
     that it keeps; "" is an axis of size 1, which a vector lacks. `result` stands for what is read
     in `Walks.output`; it has the factor `scale` if the pass is `scaled`. Of all passes over a
     state, one per read starts from its `initial` value, and one per write leaves a part of its
-    `final` one. `weights` is the result of the pass that sums up, by the same query and key, a
-    value of 1: one walk makes both.
+    `final` one.
     """
 
     result: sympy.Symbol
@@ -105,7 +104,6 @@ class Pass:
     scaled: bool
     initial: bool
     final: bool
-    weights: sympy.Symbol | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +120,6 @@ class Walks:
     plain: bool
     forward: Walk
     adjoint: tuple[Walk, ...]
-
-    @property
-    def weighted(self) -> bool:
-        """Whether walks sum up weights beside values."""
-        return any(one.weights is not None for one in self.passes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ def passes_of(recurrence: Recurrence) -> tuple[tuple[Pass, ...], sympy.Expr] | s
             made = Pass(next(names), state.name, axes, operands, read in scaled, n == 0, first)
             values[read.symbol] += made.result * kept
             passes.append(made)
-    return _with_weights(_on_one_level(recurrence, passes)), output.xreplace(values)
+    return _on_one_level(recurrence, passes), output.xreplace(values)
 
 
 def tensors_of(one: Pass, heads: tuple[str, ...]) -> tuple[Wanted, ...]:
@@ -154,27 +154,6 @@ def _on_one_level(recurrence: Recurrence, passes: list[Pass]) -> tuple[Pass, ...
     elif level is Level.CONSTANT and not (len(logs) == 1 and _in_kernels(recurrence, *logs)):
         level = Level.SCALAR
     return tuple(replace(each, operands=replace(each.operands, level=level)) for each in passes)
-
-
-def _with_weights(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
-    """The passes, each with that of its weights, if every one of them has one or is one.
-
-    Only kernels of decays that are no tensors know weights.
-    """
-
-    def shared(one: Pass) -> tuple[object, ...]:
-        return one.axes[0], one.scaled, replace(one.operands, value=sympy.S.One)
-
-    free = [each for each in passes if each.operands.value == 1 and not each.axes[1]]
-    others = [each for each in passes if each not in free]
-    found = []
-    for one in others:
-        weights = next((each for each in free if shared(each) == shared(one)), None)
-        if weights is None or one.operands.gated or not one.operands.inclusive:
-            return passes
-        free.remove(weights)
-        found += [replace(one, weights=weights.result), weights]
-    return passes if free else tuple(found)
 
 
 def _kept(passes: list[Pass]) -> tuple[Pass, ...]:

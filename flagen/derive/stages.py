@@ -72,14 +72,11 @@ def stages_of(
     results: Mapping[str, Axes],
     output: sympy.Expr,
     features: Axes,
-    alone: bool = False,
 ) -> Stages | str:
     """The stages that make the tensors `wanted`, and `output` of inputs and `results`.
 
     Or why there are none, in the spec's words. Tensors have the dtype of the output, but for decays
-    that are computed: those are float32. So are the operands of results that may cancel, unless
-    they are inputs as they are and one walk makes all results, `alone`: what it adds up in float32
-    is rounded once.
+    that are computed: those are float32.
     """
     spec, heads = recurrence.spec, output_heads(recurrence.spec)
     inputs = {each.name: each.axes for each in spec.inputs if each.value is None}
@@ -90,12 +87,8 @@ def stages_of(
         if not each.expression.is_number and not _symbols(each.expression) & tensors.keys():
             return f"`{each.expression}` depends on no input"
     gates, like = gates_of(recurrence), like_of(recurrence, features).name
-    whole = {
-        str(each.expression) for each in every if inputs.get(str(each.expression)) == each.axes
-    }
-    as_they_are = all(each.expression.is_number or str(each.expression) in whole for each in every)
     # What two results hold may cancel in a quotient and its slopes: it must not be rounded before.
-    wide = recurrence.epilogue is not None and len(results) > 1 and not (alone and as_they_are)
+    wide = recurrence.epilogue is not None and len(results) > 1
 
     def is_plain(each: Wanted) -> bool:
         """Whether it is an input, in a dtype that kernels take."""
@@ -109,6 +102,8 @@ def stages_of(
             spec.name, "epilogue", (last,), {**results, **tensors}, spec.products
         )
     later = set(_tensors(epilogue))
+    named = [(str(each.expression), each.axes) for each in every]
+    whole = {name for name, axes in named if inputs.get(name) == axes}
     made: list[Result] = []
 
     def tensor(each: Wanted) -> str:

@@ -29,18 +29,6 @@ _CHUNK = ModulePlan(
     kernels=("decay", "walk", "chunk_fwd", "chunk_bwd", "segment_sum", "segment_scan"),
     walk="constant",
 )
-_WEIGHTED = replace(
-    _CHUNK,
-    kernels=(
-        "decay",
-        "weighted_walk",
-        "weighted_fwd",
-        "weighted_bwd",
-        "weighted_sum",
-        "segment_scan",
-    ),
-    walk="weighted",
-)
 _GATED = replace(
     _CHUNK,
     kernels=(
@@ -175,8 +163,6 @@ def _chunk(derivation: Derivation) -> ModulePlan:
     operands = derivation.operands
     if derivation.scan is not None:
         return SCAN
-    if derivation.walks is not None and derivation.walks.weighted:
-        return _WEIGHTED
     if operands is None or not operands.gated:
         return _CHUNK
     if operands.kept:

@@ -124,10 +124,9 @@ def _kernel_context(derivation: Derivation, pairs: bool) -> KernelContext:
     vectors = {axis: f"{gate} + r_t * {axis}" for gate, axis in gate_axes(operands)}
     results = [f"{part}{axis.lower()}, " for axis in vectors for part in "rws"]
     results += [f"m{axis.lower()}, " for axis in vectors if pairs]
-    decay = decay_lines(spec.name, operands.level, bonus)
     return KernelContext(
         name=spec.name,
-        decay=decay,
+        decay=decay_lines(spec.name, operands.level, bonus),
         gated=operands.gated,
         by_channel=operands.by_channel,
         before=not operands.inclusive,

@@ -53,7 +53,7 @@ def chunk_context(plan: KernelPlan, kernels: Block, tiles: Block) -> ChunkContex
         for stage in (walks.stages.prologue, walks.stages.epilogue)
     )
     stages = [stage for stage in (prologue, epilogue) if stage]
-    host = walks_text(plan, walks)
+    host = walks_text(plan, walks.passes[0].operands)
     return ChunkContext(
         name=spec.name,
         fused=not walks.passes[0].operands.kept,

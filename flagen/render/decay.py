@@ -27,8 +27,6 @@ class DecayLines:
     states: str = ""
     before_loop: Block = NO_LINES
     in_loop: Block = NO_LINES
-    no_decays: Block = NO_LINES
-    of_all: str = ""
     read: str = ""
     within: str = ""
     write: Block = NO_LINES
@@ -56,11 +54,6 @@ def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
         return _by_channel(bonus)
     if level is Level.NONE:
         return DecayLines(
-            no_decays=Block.of(
-                "b_D = tl.where(o_d >= 0, 1.0, 0.0)\n"
-                "b_read = tl.full([BT], 1.0, dtype=tl.float32)\n"
-                "b_write = b_read"
-            ),
             within="tl.where(o_d >= 0, b_A, 0.0)",
             write=Block.of("b_u = b_v"),
             scan_state="b_h + ",
@@ -81,7 +74,6 @@ def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
                 "b_read = tl.exp2(tl.where(reverse, b_G_n - b_G, b_G))\n"
                 "b_write = tl.exp2(tl.where(reverse, b_G, b_G_n - b_G))"
             ),
-            of_all=" * tl.exp2(b_G_n)",
             read=" * b_read[:, None]",
             within="b_A * b_D",
             write=Block.of("b_u = (b_v * b_write[:, None]).to(b_v.dtype)\nb_h *= tl.exp2(b_G_n)"),

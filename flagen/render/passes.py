@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flagen.analyze.recurrence import output_heads, state_heads
@@ -15,17 +15,8 @@ from flagen.render.steps import constant
 from flagen.render.walks import operand_names
 
 
-def prepared(
-    spec: Spec,
-    stages: Stages,
-    first: str,
-    prologue: PointwiseText | None,
-    unused: Collection[str] = (),
-) -> list[str]:
-    """Statements that make the operands, from checked arguments; `first` is any of the tensors.
-
-    No simple one is made that is `unused`.
-    """
+def prepared(spec: Spec, stages: Stages, first: str, prologue: PointwiseText | None) -> list[str]:
+    """Statements that make the operands, from checked arguments; `first` is any of the tensors."""
     lines, taken = [], {tensor.name for tensor in spec.inputs}
     for tensor in spec.inputs:
         if tensor.name in stages.constants:
@@ -34,8 +25,6 @@ def prepared(
                 lines.append(sized.replace(".to(dtype)", ".float()"))
     lines += [prologue.call] if prologue else []
     for result in stages.simple:
-        if result.name in unused:
-            continue
         if not result.expression.is_number:
             lines.append(f"{result.name} = {result.expression}.float()")
             continue
@@ -132,7 +121,7 @@ class Body:
         finals = {state.name: self._final(state.name) for state in self.spec.state}
         return [
             *in_order_of_time(self.spec, first),
-            *prepared(self.spec, self.walks.stages, first, self.prologue, self._unused()),
+            *prepared(self.spec, self.walks.stages, first, self.prologue),
             *self._initial(),
             *self._calls(),
             *([self.epilogue.call] if self.epilogue else []),
@@ -152,18 +141,6 @@ class Body:
     def _output(self) -> str:
         return self.spec.output[-1].target
 
-    def _weights(self, one: Pass) -> Pass | None:
-        """The pass of a pass's weights."""
-        return next((each for each in self.walks.passes if each.result == one.weights), None)
-
-    def _unused(self) -> set[str]:
-        """Tensors of passes that others' walks make, and of no other pass."""
-        weights = {each.weights for each in self.walks.passes}
-        taken: dict[bool, set[str]] = {True: set(), False: set()}
-        for one, tensors in zip(self.walks.passes, self.walks.stages.arguments, strict=True):
-            taken[one.result in weights] |= set(tensors)
-        return taken[True] - taken[False]
-
     def _initial(self) -> list[str]:
         """Initial states as walks take them, where those are others."""
         lines: dict[str, None] = {}
@@ -176,24 +153,13 @@ class Body:
 
     def _calls(self) -> Iterator[str]:
         """The walks, and statements that take axes of size 1 from what they read."""
-        made = {each.weights for each in self.walks.passes}
         for one, result, arguments in self._operands():
-            if one.result in made:
-                continue
-            weights = self._weights(one)
-            every = [one] if weights is None else [one, weights]
-            final = any(each.final for each in every)
-            names = [result, *(str(each.result) for each in every[1:])]
-            left = []
-            for each, name in zip(every, names, strict=True):
-                left.append(name)
-                left += [self._leaving(each)] if each.final else ["_"] * (weights is not None)
-                arguments.append(self._entering(each) if each.initial else "None")
+            left = [result, *([self._leaving(one)] if one.final else []), "*_"]
+            arguments.append(self._entering(one) if one.initial else "None")
             arguments += ["cu_seqlens", "scale" if one.scaled else "1.0"]
-            arguments += ["output_final_state" if final else "False", "L"]
-            yield f"{', '.join([*left, '*_'])} = _chunk({', '.join(arguments)})"
-            for each, name in zip(every, names, strict=True):
-                yield from self._squeezed(each, name)
+            arguments += ["output_final_state" if one.final else "False", "L"]
+            yield f"{', '.join(left)} = _chunk({', '.join(arguments)})"
+            yield from self._squeezed(one, result)
 
     def _stateless_calls(self) -> Iterator[str]:
         for one, result, arguments in self._operands():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flagen.analyze.recurrence import Level
-from flagen.derive.derivation import Operands, Walks
+from flagen.derive.derivation import Operands
 from flagen.plan.kernel_plan import KernelPlan
 from flagen.render.environment import Block, fill
 from flagen.render.finish import spec_digest
@@ -73,9 +73,8 @@ def _kept_gate(operands: Operands, gate: str, axis: str) -> str:
     return f"_gate((r{a}, w{a}, s{a}), {gates}, h_c, dh_c, {strides}, cu_seqlens, BT)"
 
 
-def walks_text(plan: KernelPlan, walks: Walks) -> Block:
+def walks_text(plan: KernelPlan, operands: Operands) -> Block:
     """The functions on canonical operands: `_chunk`, and what it launches."""
-    operands = walks.passes[0].operands
     names = operand_names(operands)
     by_channel = operands.level is Level.KEY
     gates = {"g": "dg", "u": "du.sum(0)"}
@@ -102,5 +101,5 @@ def walks_text(plan: KernelPlan, walks: Walks) -> Block:
         gradient_types=", ".join(["torch.Tensor"] * (len(names) + 1)),
         empty_gradients=", ".join(f"{name}.new_empty({name}.shape)" for name in names),
     )
-    decays = "channel" if by_channel else "weighted" if walks.weighted else "walks"
+    decays = "channel" if by_channel else "walks"
     return Block.of(fill(f"host/{'kept' if operands.kept else decays}.py.jinja", context))
