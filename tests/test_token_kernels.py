@@ -405,7 +405,7 @@ def test_unusual(name: str, case: Case, unusual: dict[str, Operator]) -> None:
 
 # Per operator: a piece of its kernels, and what a slip would put there.
 MUTATIONS = [
-    ("kda", "b_S = tl.exp(b_g)[:, None] * b_S", "b_S = b_S"),
+    ("kda", "b_S = exp(b_g)[:, None] * b_S", "b_S = b_S"),
     ("kda", "i_h = i_hv // (HV // H)", "i_h = i_hv % H"),
     ("kda", "i % CHUNK == 0", "i % CHUNK == 1"),
     ("kda", "(i_v * n_r + bos)", "(bos)"),
