@@ -152,6 +152,8 @@ def _forms(derivation: Derivation | None, refusal: FlagenError | None) -> Iterat
         made = form in derivation.forms
         words = _FORMS[form] if made else f"no: {reasons.get(form, 'not possible')}"
         yield from _labelled(form, words, 16)
+    if "fused_recurrent" in derivation.forms:
+        yield f"{'decode':<16}fused_recurrent on states in a pool, updated in place: serving"
     yield f"{'naive':<16}the spec itself, step by step in plain torch: the reference"
     for product in derivation.recurrence.spec.products:
         yield from _labelled("", _pairs(derivation, product), 16)
@@ -286,14 +288,18 @@ _MATRICES = {
     Level.CONSTANT: _SCALAR_MATRICES,
     Level.SCALAR: _SCALAR_MATRICES,
     Level.KEY: (
-        "A_ij = Σ_K Q_iK exp(G_iK - G_jK) K_jK for j <= i: a product of two matrices only within",
-        "       sub-blocks of 16 rows, anchored so that both factors stay at most 1",
+        "A_ij = Σ_K Q_iK exp(G_iK - G_jK) K_jK for j <= i: the product of exp(G) ⊙ Q and",
+        "       exp(G_C - G) ⊙ K, each row of which is divided by exp(G_C) while that is a float;",
+        "       else one product per power s of 2 below C, of tokens that decay to the middle of",
+        "       the block of 2 s tokens that they share first: all factors are at most 1",
         "O    = scale ( A V + (exp(G) ⊙ Q) S_0 )",
         "S_C  = exp(G_C) ⊙ S_0 + (exp(G_C - G) ⊙ K)ᵀ V",
     ),
     Level.VALUE: (
         "A   = lower triangle of Q Kᵀ, diagonal included",
-        "O   = scale ( Σ_j A_ij exp(G_i - G_j) ⊙ V_j + exp(G) ⊙ (Q S_0) ), in sub-blocks of 16",
+        "O   = scale ( Σ_j A_ij exp(G_i - G_j) ⊙ V_j + exp(G) ⊙ (Q S_0) ): one product per power",
+        "      s of 2 below C, of tokens that decay to the middle of the block of 2 s tokens that",
+        "      they share first",
         "S_C = S_0 ⊙ exp(G_C) + Kᵀ (exp(G_C - G) ⊙ V)",
     ),
 }
@@ -316,13 +322,16 @@ def _gradients(recurrence: Recurrence, state: StateRecurrence) -> Iterator[str]:
         time = "backward in time" if walk.reverse else "forward in time"
         side = ", on the transposed state" if walk.transposed else ""
         yield f"{walk.result.value} = walk({roles})    {time}{side}"
-    yield "Only the states that segments enter with are kept; the walks make the others again."
+    if level in _FACTORS:
+        yield "Only the states that segments enter with are kept; others are made again."
+    else:
+        yield "The states that chunks enter with are kept, or after recompute_states() made again."
     if any(t.role == "decay" and t.value is None for t in recurrence.spec.inputs):
         yield from _decay_gradient(level)
 
 
 def _decay_gradient(level: Level) -> Iterator[str]:
-    """The gate's gradient, from products that the walks have made already."""
+    """The gate's gradient, as a sum and as it is summed up."""
     terms = {
         Level.SCALAR: ("⟨q_i, dq_i⟩ - ⟨k_i, dk_i⟩", "⟨S_T, dS_T⟩"),
         Level.KEY: ("q_i ⊙ dq_i - k_i ⊙ dk_i", "Σ_V S_T ⊙ dS_T"),
@@ -330,7 +339,9 @@ def _decay_gradient(level: Level) -> Iterator[str]:
     }
     if level in terms:
         tokens, last = terms[level]
-        yield f"dg[t] = Σ_{{i>=t}} ( {tokens} ) + {last}: a reverse cumulative sum"
+        yield f"dg[t] = Σ_{{i>=t}} ( {tokens} ) + {last}:"
+        yield "        what pairs j < t <= i add to the loss, in sums by which of i and j the chunk"
+        yield "        of t holds, since the difference of two large ones would have no digits"
 
 
 def _obligations(recurrence: Recurrence) -> Iterator[str]:

@@ -79,12 +79,15 @@ def test_decay_per_token() -> None:
     text = explained(SIMPLE_GLA)
     assert "G_i = g_1 + … + g_i, and S_0" in text
     assert "dg[t] = Σ_{i>=t} ( ⟨q_i, dq_i⟩ - ⟨k_i, dk_i⟩ ) + ⟨S_T, dS_T⟩" in text
+    assert "Only the states that segments enter with are kept" in text
 
 
 def test_decay_over_keys() -> None:
     text = explained(GLA)
     assert "S[t] = exp(g[t]) ⊙ S[t-1] + k[t] ⊗ v[t]" in text
-    assert "sub-blocks of 16 rows" in text
+    assert "the block of 2 s tokens that they share first" in text
+    assert "The states that chunks enter with are kept" in text
+    assert "decode          fused_recurrent on states in a pool" in text
     assert "its logarithm" in text
 
 
