@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -520,10 +521,14 @@ class TestProcesses:
         spec = project / "specs/mine.yaml"
         spec.write_text(spec.read_text() + "forms: [fused_chunk]\n")
         assert subprocess_("build", "specs/mine.yaml").code == 0
+        start = time.perf_counter()
         done = subprocess_(
             "verify", "specs/mine.yaml", FLAGEN_CACHE=str(project / "cache"), TRITON_INTERPRET="0"
         )
         assert done.code == 0, done.out + done.err
-        assert re.search(r"all \d+ comparisons are within their bounds", done.out)
+        last = re.search(
+            r"all \d+ comparisons are within their bounds: 5 shapes, (\d+) s", done.out
+        )
+        assert last and int(last[1]) <= time.perf_counter() - start
         assert re.search(r"^float32 +o +ht +dq +dk +dv +dh0$", done.out, re.MULTILINE)
         assert "fused_chunk" in done.out

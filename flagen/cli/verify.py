@@ -61,9 +61,9 @@ def verify(spec: Annotated[str, typer.Argument(metavar="SPEC", hidden=True)]) ->
     for dtype in dict.fromkeys(result.dtype for result in found):
         mine = [result for result in found if result.dtype == dtype]
         tensors = list(dict.fromkeys(result.tensor for result in mine))
-        for start in range(0, len(tensors), COLUMNS):
+        for first in range(0, len(tensors), COLUMNS):
             say()
-            part = tensors[start : start + COLUMNS]
+            part = tensors[first : first + COLUMNS]
             show(_table(dtype, [result for result in mine if result.tensor in part]))
     _conclude(found, device, time.perf_counter() - start)
 
