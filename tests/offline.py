@@ -135,9 +135,10 @@ def _pretend(module: Any, target: str) -> None:
             "tf32x3" if tf32 and dtype == torch.float32 else "ieee"
         ),
     }
-    for name, fake in fakes.items():
-        if hasattr(module, name):
-            setattr(module, name, fake)
+    for place in (module, importlib.import_module("generated._runtime")):
+        for name, fake in fakes.items():
+            if hasattr(place, name):
+                setattr(place, name, fake)
 
 
 def compiled(
