@@ -14,6 +14,8 @@ from flagen.render.environment import Block
 
 NO_LINES = Block(())
 LOG2_E = "1.4426950408889634"
+_READ = "b_o = tl.dot(b_q, b_h.to(b_q.dtype), input_precision=PRECISION)"
+_SCORES = "b_A = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)"
 _SEGMENT = Block.of("i_l = n_l - 1 - i if REVERSE else i")
 
 
@@ -27,7 +29,7 @@ class DecayLines:
     states: str = ""
     before_loop: Block = NO_LINES
     in_loop: Block = NO_LINES
-    read: str = ""
+    products: Block = NO_LINES
     within: str = ""
     write: Block = NO_LINES
     sum_parameters: str = ""
@@ -54,6 +56,8 @@ def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
         return _by_channel(bonus)
     if level is Level.NONE:
         return DecayLines(
+            # in this order: forward and backward take 174 us on an H200, and 194 in the other
+            products=Block.of(f"{_SCORES}\n{_READ}"),
             within="tl.where(o_d >= 0, b_A, 0.0)",
             write=Block.of("b_u = b_v"),
             scan_state="b_h + ",
@@ -74,7 +78,7 @@ def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
                 "b_read = tl.exp2(tl.where(reverse, b_G_n - b_G, b_G))\n"
                 "b_write = tl.exp2(tl.where(reverse, b_G, b_G_n - b_G))"
             ),
-            read=" * b_read[:, None]",
+            products=Block.of(f"{_READ} * b_read[:, None]\n{_SCORES}"),
             within="b_A * b_D",
             write=Block.of("b_u = (b_v * b_write[:, None]).to(b_v.dtype)\nb_h *= tl.exp2(b_G_n)"),
             scan_before_loop=Block.of(f"b_g = {name}_log2_decay(i_h, H).to(tl.float32)"),
@@ -132,7 +136,7 @@ def _scalar(name: str) -> DecayLines:
             "b_read = tl.exp2(tl.where(reverse, b_G_n - b_G, b_G).to(tl.float32))\n"
             "b_write = tl.exp2(tl.where(reverse, b_G, b_G_n - b_G).to(tl.float32))"
         ),
-        read=" * b_read[:, None]",
+        products=Block.of(f"{_READ} * b_read[:, None]\n{_SCORES}"),
         within="b_A * tl.exp2(b_D)",
         write=Block.of(
             "b_u = (b_v * b_write[:, None]).to(WIDE)\nb_h *= tl.exp2(b_G_n.to(tl.float32))"
