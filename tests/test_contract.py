@@ -264,3 +264,19 @@ def test_recomputed_states_save_memory(op: str, device: torch.device) -> None:
     state = x["initial " + spec.state[0].name]
     # two sequences of 70 tokens have three chunks, or more where those are shorter
     assert most - least >= 3 * state[0].nbytes
+
+
+@pytest.mark.parametrize("op", ["linear_attn", "simple_gla"])
+def test_without_reads(op: str, device: torch.device) -> None:
+    """At a scale of 0 the output is 0, and the final state's gradient reaches what was written."""
+    spec = SPECS[op]
+    x = make(spec, Case(1, 70, 1, 6, 8), torch.float32, device)
+    results = []
+    for form in (form_of(op, "chunk"), form_of(op, "naive")):
+        leaves = {t.name: x[t.name].detach().requires_grad_() for t in spec.inputs}
+        state = x["initial S"].detach().requires_grad_()
+        o, last = form(**leaves, scale=0.0, initial_state=state, output_final_state=True)
+        assert o.count_nonzero() == 0
+        results.append(torch.autograd.grad((last.sin() + o.sum()).sum(), [*leaves.values(), state]))
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
