@@ -88,25 +88,19 @@ def compare(
     """The name of every result, its error and the bound on it.
 
     The bound is twice the error of `usual`, naive in the inputs' dtype, at least the floor of the
-    dtype and at most LIMIT, unless naive's own error is above that: no algorithm has digits of a
-    gradient that vanishes because all it consists of cancels. For a result in `conditions`, floor
-    and LIMIT are multiplied by its condition, and by 1 + 1/sqrt(n), because the mean of n errors
-    scatters by as much. That function is called only where an error is above what a
-    well-conditioned result may have. Errors are relative to no less than `least`, nor than the
-    smallest number with all digits of a result's dtype: of a gradient in float16, strong decays
-    leave fewer.
+    dtype and at most LIMIT. For a result in `conditions`, floor and LIMIT are multiplied by its
+    condition, and by 1 + 1/sqrt(n), because the mean of n errors scatters by as much. That function
+    is called only where an error is above what a well-conditioned result may have. Errors are
+    relative to no less than `least`, nor than the smallest number with all digits of a result's
+    dtype: of a gradient in float16, strong decays leave fewer.
     """
     for name, value in found.items():
         size = max(least, torch.finfo(value.dtype).tiny)
         off, most = (error(each[name], exact[name], size) for each in (found, usual))
-        bound = _bound(most, floor(dtype), LIMIT)
+        bound = min(max(2 * most, floor(dtype)), LIMIT)
         if off > bound:
             known = conditions()
             scatter = 1 + value.numel() ** -0.5 if name in known else 1.0
             times = max(known.get(name, 1.0), 1.0) * scatter
-            bound = _bound(most, floor(dtype) * times, LIMIT * times)
+            bound = min(max(2 * most, floor(dtype) * times), LIMIT * times)
         yield name, off, bound
-
-
-def _bound(most: float, least: float, limit: float) -> float:
-    return 2 * most if limit < most < math.inf else min(max(2 * most, least), limit)
