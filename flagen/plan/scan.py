@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from flagen.plan.kernel_plan import ModulePlan
 
-ROWS = 128
-"""Tokens in a tile. The states between tiles, saved for the backward, are 2 / ROWS as many bytes as
-a tensor of two-byte elements."""
+ROWS = 64
+"""Tokens between two states saved for the backward, a tile of which starts from each. They are
+2 / ROWS as many bytes as a tensor of two-byte elements."""
 
 PARTS = 1
 """Programs that sum up a segment."""
@@ -19,12 +19,14 @@ LEAST_SEGMENT = 512
 
 @dataclass(frozen=True, slots=True)
 class ScanTile:
-    """A tile: ROWS tokens of `channels`, of which each of `groups` groups holds ROWS / groups.
+    """A tile: `tokens` of `channels`, of which each of `groups` groups holds tokens / groups.
 
     A group's tokens are in registers, so that fewer groups need more registers and more groups more
-    exchanges between threads. On `warps` warps, with loads `stages` iterations ahead.
+    exchanges between threads. On `warps` warps, with loads `stages` iterations ahead. A saved state
+    lies before a group: a group's tokens divide ROWS.
     """
 
+    tokens: int
     groups: int
     channels: int
     warps: int
@@ -51,8 +53,8 @@ SCAN = ScanModule(
         "scan_bwd",
     ),
     scan_tiles=(
-        ("fwd", ScanTile(16, 64, 4, 3), ScanTile(8, 32, 4, 3)),
-        ("bwd", ScanTile(8, 64, 8, 3), ScanTile(8, 32, 4, 3)),
-        ("sum", ScanTile(16, 64, 4, 4), ScanTile(8, 32, 4, 3)),
+        ("fwd", ScanTile(128, 16, 64, 4, 3), ScanTile(128, 8, 32, 4, 3)),
+        ("bwd", ScanTile(ROWS, 4, 64, 4, 3), ScanTile(ROWS, 4, 32, 4, 3)),
+        ("sum", ScanTile(128, 16, 64, 4, 4), ScanTile(128, 8, 32, 4, 3)),
     ),
 )

@@ -35,10 +35,7 @@ class ScanKernelContext:
 
 @dataclass(frozen=True, slots=True)
 class ScanModuleContext:
-    """What `module/scan.py.jinja` may print.
-
-    `axes` are those of a state, as sizes; `size` is their product, the number of channels.
-    """
+    """What `module/scan.py.jinja` may print."""
 
     name: str
     digest: str
@@ -50,9 +47,6 @@ class ScanModuleContext:
     parts: int
     channels: int
     least_segment: int
-    sizes: str
-    axes: str
-    size: str
     imports: Block
     host: Block
     before: bool
@@ -81,7 +75,6 @@ def scan_context(derivation: Derivation, module: ScanModule) -> ScanModuleContex
     texts += [fill(f"kernel/{kernel}.py.jinja", context).strip("\n") for kernel in module.kernels]
     scale = ["scale: float | None,"] * signature.has_scale
     (_, forward, _), *_ = module.scan_tiles
-    axes = scan.reads[0].axes
     return ScanModuleContext(
         name=spec.name,
         digest=spec_digest(spec),
@@ -93,9 +86,6 @@ def scan_context(derivation: Derivation, module: ScanModule) -> ScanModuleContex
         parts=PARTS,
         channels=forward.channels,
         least_segment=LEAST_SEGMENT,
-        sizes=f"B, T, {', '.join(axes)} = x.shape",
-        axes=", ".join(axes),
-        size=" * ".join(axes),
         before=scan.before,
         imports=Block(tuple(stage_imports(made))),
         host=Block.of("\n\n\n".join("\n".join(stage.host.lines) for stage in made)),
@@ -146,11 +136,12 @@ def _tiles(kernel: str, half: ScanTile, single: ScanTile) -> str:
     """A function that looks the tiles of a kernel up."""
 
     def tile(each: ScanTile) -> str:
-        return f"{each.groups}, block(channels, {each.channels}), {each.warps}, {each.stages}"
+        sizes = f"{each.groups}, {each.tokens // each.groups}, block(channels, {each.channels})"
+        return f"{sizes}, {each.warps}, {each.stages}"
 
     lines = [
         f"def _{kernel}_tiles(channels: int, dtype: torch.dtype) -> tuple[int, ...]:",
-        '    """(groups of tokens, block of channels, warps, stages)."""',
+        '    """(groups, tokens of a group, block of channels, warps, stages)."""',
     ]
     if half != single:
         lines += ["    if dtype == torch.float32:", f"        return {tile(single)}"]
