@@ -36,19 +36,34 @@ class Hazard:
 def hazards(ttgir: str) -> list[Hazard]:
     """Every hazard of every loop, each once."""
     lines = ttgir.split("\n")
-    slots = {m[1]: int(m[2]) for line in lines if (m := _ALLOCATED.search(line))}
-    ring_of = {name: name for name in slots}
-    for line in lines:
-        if (m := _VIEW.search(line)) and m[2] in ring_of:
-            ring_of[m[1]] = ring_of[m[2]]
     found: dict[Hazard, None] = {}
     for start, line in enumerate(lines):
         if " scf.for " in line or " scf.while " in line:
             body = _body(lines, start)
-            before = [m[1] for text in lines[:start] if (m := _COPY.search(text))]
-            for hazard in _in_loop(body, before, slots, ring_of):
+            slots, ring_of, filled = _rings(lines[:start], body)
+            for hazard in _in_loop(body, filled, slots, ring_of):
                 found[hazard] = None
     return list(found)
+
+
+def _rings(before: list[str], body: list[str]) -> tuple[dict[str, int], dict[str, str], list[str]]:
+    """The slots of every ring, the ring of every name, and the rings of the copies before the body.
+
+    The arms of a condition may use a name each in its own way: the last one is the one that holds.
+    """
+    slots: dict[str, int] = {}
+    ring_of: dict[str, str] = {}
+    filled: list[str] = []
+    for i, line in enumerate([*before, *body]):
+        if m := _ALLOCATED.search(line):
+            slots[m[1]] = int(m[2])
+            ring_of[m[1]] = m[1]
+            filled = [ring for ring in filled if ring != m[1]]
+        elif (m := _VIEW.search(line)) and m[2] in ring_of:
+            ring_of[m[1]] = ring_of[m[2]]
+        elif (m := _COPY.search(line)) and i < len(before) and m[1] in ring_of:
+            filled.append(ring_of[m[1]])
+    return slots, ring_of, filled
 
 
 def _body(lines: list[str], start: int) -> list[str]:
@@ -62,11 +77,10 @@ def _body(lines: list[str], start: int) -> list[str]:
 
 
 def _in_loop(
-    body: list[str], before: list[str], slots: dict[str, int], ring_of: dict[str, str]
+    body: list[str], filled: list[str], slots: dict[str, int], ring_of: dict[str, str]
 ) -> list[Hazard]:
     """The hazards of a loop, found by walking its body a few times."""
     copied = [ring_of.get(m[1]) for line in body if (m := _COPY.search(line))]
-    filled = [ring_of.get(name) for name in before]
     found = []
     running: list[tuple[int, set[str]]] = []
     for i in range(_ROUNDS):

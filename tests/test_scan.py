@@ -33,7 +33,7 @@ from flagen.render import runtime_file
 from flagen.verify import Case, cast, make, poisoned_memory, run
 from flagen.write import compare, write
 from generated import hgrn, rwkv4
-from generated._runtime import batch_invariant
+from generated._runtime import batch_invariant, num_sms
 
 ROOT = Path(__file__).parent.parent
 SPEC = parse(load(ROOT / "specs" / "hgrn.yaml"))
@@ -47,6 +47,7 @@ CASES = [
     Case(2, 5, 1, 20, 0),
     Case(1, 1, 1, 3, 0),
     Case(1, 128, 1, 70, 0),  # one tile; two blocks of channels
+    Case(2, 65, 1, 5, 0),  # a saved state within a tile
     Case(2, 129, 1, 5, 0),
     Case(1, 300, 1, 3, 0),
     Case(1, 140, 1, 8, 0, (0, 0, 1, 5, 140, 140)),
@@ -56,7 +57,7 @@ CASES = [
 
 @pytest.fixture
 def segments() -> Iterator[None]:
-    """Every sequence is cut into segments of one tile."""
+    """Every sequence is cut into segments of one tile of the forward."""
     batch_invariant(128)
     yield
     batch_invariant(0)
@@ -94,7 +95,7 @@ def test_segments(case: Case, segments: None, device: torch.device) -> None:
     verify(hgrn.chunk_hgrn, inputs(case, torch.float32, device))
 
 
-@pytest.mark.parametrize("segment, tokens", [(128, 520), (1024, 1300)])
+@pytest.mark.parametrize("segment, tokens", [(64, 200), (128, 520), (1024, 1300)])
 def test_many_and_long_parts(
     segment: int, tokens: int, segments: None, device: torch.device
 ) -> None:
@@ -105,6 +106,21 @@ def test_many_and_long_parts(
 
 def test_length_of_segments_from_the_shape(device: torch.device) -> None:
     verify(hgrn.chunk_hgrn, inputs(Case(1, 1100, 1, 3, 0), torch.float32, device))
+
+
+def test_crowded(device: torch.device) -> None:
+    """The tiles of a forward of more programs than multiprocessors."""
+    verify(hgrn.chunk_hgrn, inputs(Case(num_sms(device) + 1, 131, 1, 3, 0), torch.float16, device))
+
+
+def test_nothing_is_saved_without_a_backward(device: torch.device) -> None:
+    x = inputs(Case(2, 131, 1, 3, 0), torch.float32, device)
+    g = x["g"]
+    *_, saved = hgrn.chunk.chunk_fwd(x["x"], g, None, None, False, 0, False)
+    assert saved.numel() == 0
+    with torch.no_grad():
+        o = hgrn.chunk_hgrn(x["x"], g)[0]
+    assert torch.equal(o, hgrn.chunk_hgrn(x["x"].clone().requires_grad_(), g)[0])
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -284,7 +300,9 @@ def test_registration(device: torch.device) -> None:
     x = inputs(Case(1, 3, 1, 4, 0), torch.float32, device)
     tensors = [x[n].clone().requires_grad_() for n in ("x", "g", "initial h")]
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(module._chunk.registered, (*tensors, None, True, 0), test_utils=checks)
+    torch.library.opcheck(
+        module._operator.registered, (*tensors, None, True, 0, True), test_utils=checks
+    )
 
 
 def test_compile(device: torch.device) -> None:

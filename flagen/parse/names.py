@@ -66,6 +66,7 @@ _LOCAL = frozenset(
         "chunk",
         "constants",
         "decode_by_reference",
+        "differentiated",
         "dot_precision",
         "dtype",
         "eos",

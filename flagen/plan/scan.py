@@ -35,9 +35,13 @@ class ScanTile:
 
 @dataclass(frozen=True, slots=True)
 class ScanModule(ModulePlan):
-    """The file of a scan's chunk forms; per kernel, tiles for two-byte and four-byte elements."""
+    """The file of a scan's chunk forms; per kernel, tiles for two-byte and four-byte elements.
+
+    `crowded`: those of two-byte elements in a forward of more programs than there are multiprocessors.
+    """
 
     scan_tiles: tuple[tuple[str, ScanTile, ScanTile], ...] = ()
+    crowded: ScanTile | None = None
 
 
 SCAN = ScanModule(
@@ -57,4 +61,5 @@ SCAN = ScanModule(
         ("bwd", ScanTile(ROWS, 4, 64, 4, 3), ScanTile(ROWS, 4, 32, 4, 3)),
         ("sum", ScanTile(128, 16, 64, 4, 4), ScanTile(128, 8, 32, 4, 3)),
     ),
+    crowded=ScanTile(64, 8, 64, 4, 3),
 )

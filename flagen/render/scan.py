@@ -74,6 +74,9 @@ def scan_context(derivation: Derivation, module: ScanModule) -> ScanModuleContex
     texts = ["\n".join(stage.kernels.lines) for stage in made]
     texts += [fill(f"kernel/{kernel}.py.jinja", context).strip("\n") for kernel in module.kernels]
     scale = ["scale: float | None,"] * signature.has_scale
+    tiles = [
+        _tiles(*each, module.crowded if each[0] == "fwd" else None) for each in module.scan_tiles
+    ]
     (_, forward, _), *_ = module.scan_tiles
     return ScanModuleContext(
         name=spec.name,
@@ -81,7 +84,7 @@ def scan_context(derivation: Derivation, module: ScanModule) -> ScanModuleContex
         summary=summary(spec),
         equations=Block(tuple(equations(spec))),
         kernels=Block.of("\n\n\n".join(texts)),
-        tiles=Block.of("\n\n\n".join(_tiles(*each) for each in module.scan_tiles)),
+        tiles=Block.of("\n\n\n".join(tiles)),
         rows=ROWS,
         parts=PARTS,
         channels=forward.channels,
@@ -132,17 +135,20 @@ def _body(
     ]
 
 
-def _tiles(kernel: str, half: ScanTile, single: ScanTile) -> str:
+def _tiles(kernel: str, half: ScanTile, single: ScanTile, crowded: ScanTile | None = None) -> str:
     """A function that looks the tiles of a kernel up."""
 
     def tile(each: ScanTile) -> str:
         sizes = f"{each.groups}, {each.tokens // each.groups}, block(channels, {each.channels})"
         return f"{sizes}, {each.warps}, {each.stages}"
 
+    last = ", crowded: bool" if crowded else ""
     lines = [
-        f"def _{kernel}_tiles(channels: int, dtype: torch.dtype) -> tuple[int, ...]:",
+        f"def _{kernel}_tiles(channels: int, dtype: torch.dtype{last}) -> tuple[int, ...]:",
         '    """(groups, tokens of a group, block of channels, warps, stages)."""',
+        "    if dtype == torch.float32:",
+        f"        return {tile(single)}",
     ]
-    if half != single:
-        lines += ["    if dtype == torch.float32:", f"        return {tile(single)}"]
+    if crowded:
+        lines += ["    if crowded:", f"        return {tile(crowded)}"]
     return "\n".join([*lines, f"    return {tile(half)}"])

@@ -47,6 +47,7 @@ OPERATORS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     ),
     "oja": (dict(q="BTHK", k="BTHK", v="BTHV", gv="BTHV", beta="BTH"), STATE),
     "rebased": (dict(q="BTHK", k="BTHK", v="BTHV"), ("BHFV", "BHF")),
+    "retention": (dict(q="BTHK", k="BTHK", v="BTHV"), STATE),
     "rwkv4": (dict(w="V", u="V", k="BTV", v="BTV"), ("BV", "BV")),
     "rwkv6": (dict(r="BTHK", k="BTHK", v="BTHV", w="BTHK", u="HK"), STATE),
     "rwkv7": (dict(r="BTHK", w="BTHK", k="BTHK", v="BTHV", a="BTHK", b="BTHK"), STATE),
@@ -54,7 +55,7 @@ OPERATORS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 }
 CHUNKED = (
     *("gla", "hgrn", "hgrn2", "lightning_attn", "linear_attn", "linear_attn_normalized", "mamba2"),
-    *("rwkv4", "rwkv6", "simple_gla"),
+    *("retention", "rwkv4", "rwkv6", "simple_gla"),
 )
 PAIRED = ("based", "rebased")
 """Operators with states over the F = K * K pairs of features."""
