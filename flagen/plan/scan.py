@@ -37,7 +37,7 @@ class ScanTile:
 class ScanModule(ModulePlan):
     """The file of a scan's chunk forms; per kernel, tiles for two-byte and four-byte elements.
 
-    `crowded`: those of two-byte elements in a forward of more programs than there are multiprocessors.
+    `crowded`: of two-byte elements, in a forward of more programs than there are multiprocessors.
     """
 
     scan_tiles: tuple[tuple[str, ScanTile, ScanTile], ...] = ()
