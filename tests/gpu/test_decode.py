@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_forms import OPERATORS, draw
+from test_forms import OPERATORS, draw, sizes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poison")]
 
-OPS = {"retention": (dict(q="BTHK", k="BTHK", v="BTHV"), ("BHKV",)), **OPERATORS}
 POOLS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BOUND = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
 SLOTS = [4, -1, 0, 6]
@@ -27,9 +26,9 @@ def problem(
     op: str, dtype: torch.dtype, pool: torch.dtype, T: int = 3, slots: int = 7, D: int = 64
 ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
     """Inputs of four sequences, and pools with room between their slots."""
-    inputs, states = OPS[op]
+    inputs, states = OPERATORS[op]
     grouped = any("G" in axes for axes in inputs.values())
-    size = {"B": 4, "T": T, "G": 1 if grouped else 2, "H": 2, "K": D, "V": D}
+    size = sizes(op, 4, T, 1 if grouped else 2, 2, D, D)
     torch.manual_seed(0)
     x = {n: draw(op, n, [size[a] for a in axes], 1.0).to(dtype) for n, axes in inputs.items()}
     shapes = [[slots, 3, *(size[a] for a in axes[1:])] for axes in states]
@@ -46,7 +45,7 @@ def rms(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
 @pytest.mark.parametrize("dtype", POOLS.values(), ids=POOLS)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", OPERATORS)
 def test_against_the_reference(op: str, dtype: torch.dtype, pool: torch.dtype) -> None:
     decode, naive = functions(op)
     x, pools = problem(op, dtype, pool)
@@ -54,7 +53,7 @@ def test_against_the_reference(op: str, dtype: torch.dtype, pool: torch.dtype) -
     live = [n for n, slot in enumerate(SLOTS) if slot >= 0]
     rows = [SLOTS[n] for n in live]
     before = [p.clone() for p in pools]
-    per_token = {n for n, axes in OPS[op][0].items() if "T" in axes}
+    per_token = {n for n, axes in OPERATORS[op][0].items() if "T" in axes}
     exact, last = naive(
         **{n: (y[live] if n in per_token else y).double() for n, y in x.items()},
         initial_state=given(tuple(p[rows].double() for p in pools)),
@@ -71,7 +70,7 @@ def test_against_the_reference(op: str, dtype: torch.dtype, pool: torch.dtype) -
         assert torch.equal(now, then)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", OPERATORS)
 def test_cuda_graph(op: str) -> None:
     """A captured step, replayed, is the eager one, with other slots too, some of them padding."""
     decode, _ = functions(op)

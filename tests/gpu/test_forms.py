@@ -60,10 +60,11 @@ CHUNKED = (
 PAIRED = ("based", "rebased")
 """Operators with states over the F = K * K pairs of features."""
 CHUNKED += PAIRED
+SCANS = ("hgrn", "rwkv4")
 FORMS = [(op, "fused_recurrent") for op in OPERATORS]
 FORMS += [(op, form) for op in CHUNKED for form in ("chunk", "fused_chunk")]
 KEPT = ("gla_kv", "gla_v")
-FORMS += [(op, "parallel") for op in (*CHUNKED, *KEPT) if op not in ("hgrn", "rwkv4")]
+FORMS += [(op, "parallel") for op in (*CHUNKED, *KEPT) if op not in SCANS]
 FORMS += [(op, "chunk") for op in KEPT]
 DECAYS, UNIT, POSITIVE = {"g", "gk", "gv"}, {"k", "p", "a", "b"}, {"beta"}
 
@@ -74,6 +75,18 @@ SHAPES = [
     (1, 200, 2, 2, 128, 64, (0, 0, 1, 90, 200, 200)),
     (1, 1200, 1, 1, 128, 256, (0, 3, 1199, 1200)),
 ]
+
+
+def sizes(op: str, B: int, T: int, G: int, H: int, K: int, V: int) -> dict[str, int]:
+    """The sizes of axes; pairs of features are few."""
+    K = min(K, 16) if op in PAIRED else K
+    return {"B": B, "T": T, "G": G, "H": H, "K": K, "V": V, "F": K * K}
+
+
+def gradient(op: str, size: dict[str, int], dtype: torch.dtype) -> torch.Tensor:
+    """One of the output."""
+    axes = "BTV" if op in SCANS else "BTHV"
+    return torch.randn([size[a] for a in axes], device="cuda").to(dtype)
 
 
 def draw(op: str, name: str, size: list[int], strength: float) -> torch.Tensor:
@@ -126,8 +139,7 @@ def test_form(op: str, form: str, dtype: torch.dtype, shape: tuple, strength: fl
     B, T, G, H, K, V, bounds = shape
     heads = G if not any("G" in axes for axes in inputs.values()) else H
     N = B if bounds is None else len(bounds) - 1
-    K = min(K, 16) if op in PAIRED else K
-    size = {"B": B, "T": T, "G": G, "H": heads, "K": K, "V": V, "F": K * K}
+    size = sizes(op, B, T, G, heads, K, V)
     torch.manual_seed(0)
     x: Tensors = {
         name: draw(op, name, [size[a] for a in axes], strength).to(dtype)
@@ -148,8 +160,7 @@ def test_form(op: str, form: str, dtype: torch.dtype, shape: tuple, strength: fl
         initial = list(naive(**before, output_final_state=True)[1])
     x |= {f"initial{i}": state for i, state in enumerate(initial)}
     x |= {f"dfinal{i}": torch.randn(s, device="cuda") for i, s in enumerate(shapes)}
-    width = [size[a] for a in ("BTHV" if op not in ("hgrn", "rwkv4") else "BTV")]
-    x["do"] = torch.randn(width, device="cuda").to(dtype)
+    x["do"] = gradient(op, size, dtype)
     double = {n: t.double() if t.dtype.is_floating_point else t for n, t in x.items()}
     exact, usual, actual = (
         run(naive, double, inputs),

@@ -13,6 +13,8 @@ import pytest
 import torch
 from reference import Form, Shape, Tensors, cast, check, error, make, run, same_bits
 
+from flagen.plan import LEAST_SEGMENT
+from generated._runtime import cdiv, segments
 from generated.retention import (
     chunk_retention,
     fused_chunk_retention,
@@ -145,10 +147,9 @@ LONG = [
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_segments(shape: Shape, dtype: torch.dtype) -> None:
     """Sequences so long that `chunk` cuts them into segments."""
-    from generated.retention.chunk import _segments
-
     x = make(shape, dtype, "cuda")
-    assert _segments(x["q"], x["v"], x.get("cu_seqlens"), 0)[1] > 2 * shape.N
+    blocks = shape.H * cdiv(shape.V, 64)
+    assert segments(x["q"], x.get("cu_seqlens"), 0, blocks, LEAST_SEGMENT)[1] > 2 * shape.N
     known: dict[bool, tuple[Tensors, Tensors]] = {}
     for form in ("chunk", "fused_chunk"):
         verify(form, shape, x, known)

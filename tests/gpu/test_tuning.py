@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
 @pytest.mark.gpu
 def test_a_short_search(tmp_path: Path) -> None:
     tiles = tmp_path / "tiles"
     shutil.copytree(ROOT / "flagen/plan/tiles", tiles)
-    environment = {**os.environ, "FLAGEN_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "FLAGEN_CACHE": str(tmp_path), "PYTHONPATH": PATH}
     command = [sys.executable, "-m", "flagen", "tune", "simple_gla", "--out", str(tiles)]
     command += ["--shapes", "2x512x2x64", "--budget", "20"]
     tried = []

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
 @pytest.mark.gpu
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_first_call_compiles_nothing(
     op: str, form: str, gate: str, shape: str, tmp_path: Path
 ) -> None:
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": PATH}
     options = ["--forms", form, "--shapes", shape, *(["--input", f"g={gate}"] if gate else [])]
     warmup = [sys.executable, "-m", "flagen", "warmup", op, *options]
     done = subprocess.run(warmup, capture_output=True, text=True, env=environment, check=False)
