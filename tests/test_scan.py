@@ -331,16 +331,18 @@ def text(update: str = "s = exp(f) * s + y", output: str = "z = s", rest: str = 
     return f"name: other\ninputs: {inputs}\nstate: {{s: [E]}}\nupdate: {update}\noutput: {output}\n"
 
 
-@pytest.fixture(scope="module")
-def with_heads(tmp_path_factory: pytest.TempPathFactory) -> tuple[Spec, ModuleType]:
-    """A scan with heads and other names."""
+@pytest.fixture(scope="module", params=["E", "P", "S", "ROWS"])
+def with_heads(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Spec, ModuleType]:
+    """A scan with heads and other names; also some that launching code would have for itself."""
     folder = tmp_path_factory.mktemp("scan")
-    (folder / "other.yaml").write_text(text())
+    (folder / "other.yaml").write_text(re.sub(r"\bE\b", request.param, text()))
     made = Pipeline()(folder / "other.yaml")
-    package = folder / "generated_for_scan_tests"
+    package = folder / f"generated_for_scan_tests_{request.param}"
     write(compare((runtime_file(), *made.files), package), package)
     sys.path.insert(0, str(folder))
-    module = importlib.import_module("generated_for_scan_tests.other")
+    module = importlib.import_module(f"{package.name}.other")
     sys.path.remove(str(folder))
     return made.spec, module
 
