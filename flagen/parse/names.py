@@ -66,7 +66,6 @@ _LOCAL = frozenset(
         "chunk",
         "constants",
         "decode_by_reference",
-        "differentiated",
         "dot_precision",
         "dtype",
         "eos",
