@@ -131,6 +131,15 @@ def test_bound_follows_the_condition() -> None:
         assert [error <= bound for _, error, bound in found] == [share < 1, passes]
 
 
+def test_what_vanishes_has_the_error_of_naive() -> None:
+    """As the gradient of a weighted mean's only weight: all of it is rounding."""
+    exact, usual = {"dq": torch.tensor([1e-12] * 4)}, {"dq": torch.tensor([5e-8] * 4)}
+    for off, within in ((6e-8, True), (9e-8, True), (2e-7, False)):
+        (row,) = compare({"dq": torch.tensor([off] * 4)}, exact, usual, torch.float32)
+        _, found, bound = row
+        assert (found <= bound) == within
+
+
 def test_cancelling_gradients_have_a_bound() -> None:
     """A gradient of a parameter that is wrong by more than its condition explains fails."""
     spec = parse(load(ROOT / "specs" / "lightning_attn.yaml"))
