@@ -90,8 +90,8 @@ def compare(
     The bound is twice the error of `usual`, naive in the inputs' dtype, at least the floor of the
     dtype and at most LIMIT. For a result in `conditions`, floor and LIMIT are multiplied by its
     condition, and by 1 + 1/sqrt(n), because the mean of n errors scatters by as much. That function
-    is called only where an error is above what a well-conditioned result may have. In float32 a
-    result has no LIMIT: it all but vanishes where naive has as large an error. Errors are
+    is called only where an error is above what a well-conditioned result may have. In float32
+    such a result has no LIMIT: it all but vanishes where naive has as large an error. Errors are
     relative to no less than `least`, nor than the smallest number with all digits of a result's
     dtype: of a gradient in float16, strong decays leave fewer.
     """
@@ -104,6 +104,6 @@ def compare(
             scatter = 1 + value.numel() ** -0.5 if name in known else 1.0
             times = max(known.get(name, 1.0), 1.0) * scatter
             bound = max(2 * most, floor(dtype) * times)
-            if dtype != torch.float32:
+            if dtype != torch.float32 or name not in known:
                 bound = min(bound, LIMIT * times)
         yield name, off, bound

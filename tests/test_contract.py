@@ -241,7 +241,7 @@ def test_batch_invariance(op: str, form: str, device: torch.device) -> None:
         assert torch.equal(mine[0], last[0, 2:])
 
 
-@pytest.mark.parametrize("op", ["gla", "gla_kv", "hgrn"])
+@pytest.mark.parametrize("op", ["gla", "gla_kv", "hgrn", "rwkv4"])
 def test_recomputed_states_save_memory(op: str, device: torch.device) -> None:
     """Less is kept for the backward, which has the same bits."""
     spec, function = SPECS[op], form_of(op, "chunk")

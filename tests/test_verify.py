@@ -132,12 +132,13 @@ def test_bound_follows_the_condition() -> None:
 
 
 def test_what_vanishes_has_the_error_of_naive() -> None:
-    """As the gradient of a weighted mean's only weight: all of it is rounding."""
+    """As the gradient of a weighted mean's only weight: all is rounding. Others have a limit."""
     exact, usual = {"dq": torch.tensor([1e-12] * 4)}, {"dq": torch.tensor([5e-8] * 4)}
     for off, within in ((6e-8, True), (9e-8, True), (2e-7, False)):
-        (row,) = compare({"dq": torch.tensor([off] * 4)}, exact, usual, torch.float32)
-        _, found, bound = row
-        assert (found <= bound) == within
+        found = {"dq": torch.tensor([off] * 4)}
+        for known in ({"dq": 1.0}, {}):
+            (row,) = compare(found, exact, usual, torch.float32, lambda known=known: known)
+            assert (row[1] <= row[2]) == (within and bool(known))
 
 
 def test_cancelling_gradients_have_a_bound() -> None:
