@@ -99,7 +99,7 @@ def _context(plan: KernelPlan, module: ModulePlan) -> object:
     return _module_context(plan, module)
 
 
-_RUNTIME = ("settings", "device", "sizes", "launch", "tensors", "arguments", "operator")
+_RUNTIME = ("settings", "device", "sizes", "launch", "repeat", "tensors", "arguments", "operator")
 """The parts of the file that all operators share."""
 
 

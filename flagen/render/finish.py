@@ -16,13 +16,17 @@ ALLOWED_IMPORTS = frozenset(
     {
         "__future__",
         "collections",
+        "concurrent",
+        "dataclasses",
         "functools",
         "math",
         "os",
+        "threading",
         "torch",
         "triton",
         "typing",
         "warnings",
+        "weakref",
     }
 )
 """Modules that a generated file may import, beside its neighbours."""

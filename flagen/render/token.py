@@ -205,9 +205,9 @@ def _tensors(count: int) -> str:
 
 
 _RUNTIME = (
-    "Operator autocast block cdiv check_cu_seqlens check_groups check_inference check_kwargs"
+    "Operator autocast begin block cdiv check_cu_seqlens check_groups check_inference check_kwargs"
     " check_pool check_shapes check_slots check_state checkpoint_interval decode_by_reference"
-    " folded in_place launch Launcher locate once partials runs_kernels split_states"
+    " folded in_place launch locate partials runs_kernels split_states"
 )
 
 

@@ -1,0 +1,157 @@
+"""Calls that are recorded and repeated: the same bits as those that are decided anew.
+
+Here Triton's interpreter runs the launches; `tests/gpu/test_repeat.py` has direct ones.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flagen.accuracy import Tensors
+from flagen.load import load
+from flagen.parse import parse
+from flagen.verify import Case, make, run
+from generated import _runtime
+
+SPECS = {
+    path.stem: parse(load(path)) for path in sorted(Path(__file__).parents[1].glob("specs/*.yaml"))
+}
+FORMS = [
+    (op, form)
+    for op in SPECS
+    for form in ("chunk", "parallel", "fused_recurrent")
+    if hasattr(importlib.import_module(f"generated.{op}"), f"{form}_{op}")
+]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def repeats(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Calls are recorded on the CPU too; a note for each that was repeated."""
+    notes: list[int] = []
+    repeat = _runtime.Recording.repeat
+
+    def noted(self: Any, *arguments: Any) -> Any:
+        notes.append(len(self.steps))
+        return repeat(self, *arguments)
+
+    monkeypatch.setattr(_runtime, "_stream", lambda device: 0)
+    monkeypatch.setattr(_runtime.Recording, "repeat", noted)
+    yield notes
+    _runtime.forget_calls()
+
+
+def inputs(op: str, seed: int, bounds: tuple[int, ...] | None = None) -> Tensors:
+    torch.manual_seed(seed)
+    return make(SPECS[op], Case(1, 5, 2, 6, 8, bounds), torch.float32, CPU)
+
+
+@pytest.mark.parametrize(("op", "form"), FORMS, ids=lambda x: x)
+def test_same_bits_for_other_tensors(
+    op: str, form: str, repeats: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs, states and gradients."""
+    function = getattr(importlib.import_module(f"generated.{op}"), f"{form}_{op}")
+    first, second = inputs(op, 1), inputs(op, 2)
+    states = form != "parallel"
+    run(function, first, SPECS[op], states)
+    before = len(repeats)  # walks of one call that are alike
+    found = run(function, second, SPECS[op], states)
+    assert len(repeats) >= before + 2
+    monkeypatch.setattr(_runtime, "_stream", lambda device: None)
+    expected = run(function, second, SPECS[op], states)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+def scaled(scale: float) -> Callable[..., torch.Tensor]:
+    return lambda x, y: (x + scale * y).sum(0)
+
+
+def test_a_tensor_given_twice_has_two_places(repeats: list[int]) -> None:
+    add = _runtime.Repeated(scaled(2.0))
+    x, y = torch.ones(2, 3), torch.full((2, 3), 5.0)
+    assert torch.equal(add(x, x), torch.full((3,), 6.0))
+    assert torch.equal(add(x, y), torch.full((3,), 22.0))
+    assert len(repeats) == 1
+
+
+def test_what_differs_is_decided_anew(repeats: list[int]) -> None:
+    """Shapes, strides, dtypes, alignment, numbers, None, and segments that are fixed."""
+    add = _runtime.Repeated(lambda x, number, other: x * number)
+    x = torch.arange(64.0).reshape(8, 8)
+    kinds: list[tuple[Any, ...]] = [
+        (x, 2, None),
+        (x[:4], 2, None),
+        (x.t(), 2, None),
+        (x.double(), 2, None),
+        (x.flatten()[1:], 2, None),
+        (x.flatten()[:63], 2, None),
+        (x, 3, None),
+        (x, 2, 1),
+    ]
+    for given in kinds:
+        assert torch.equal(add(*given), given[0] * given[1])
+    assert not repeats
+    for given in kinds:
+        assert torch.equal(add(*given), given[0] * given[1])
+    assert len(repeats) == len(kinds)
+    _runtime.batch_invariant(64)
+    try:
+        add(*kinds[0])
+    finally:
+        _runtime.batch_invariant(0)
+    assert len(repeats) == len(kinds)
+
+
+def test_what_cannot_be_repeated_is_not(repeats: list[int]) -> None:
+    """Changes of a tensor, decisions by values, tensors from elsewhere, other kinds of tensors."""
+    known = torch.ones(3)
+
+    def changes(x: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(x).copy_(x)
+
+    def decides(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if x[0].item() > 0 else x - 1
+
+    def remembers(x: torch.Tensor) -> torch.Tensor:
+        return x + known
+
+    class Other(torch.Tensor):
+        pass
+
+    cases: list[tuple[Callable[..., Any], torch.Tensor]] = [
+        (changes, torch.ones(3)),
+        (decides, torch.ones(3)),
+        (remembers, torch.ones(3)),
+        (scaled(1.0), torch.ones(3).as_subclass(Other)),
+    ]
+    for function, x in cases:
+        call = _runtime.Repeated(function)
+        given = (x, x) if function.__name__ == "<lambda>" else (x,)
+        for _ in range(3):
+            assert torch.equal(call(*given), function(*given))
+    known.zero_()
+    decided = _runtime.Repeated(decides)
+    assert [decided(torch.full((1,), x)).item() for x in (1.0, -1.0, 1.0)] == [2.0, -2.0, 2.0]
+    assert not repeats
+
+
+def test_nothing_is_made_that_nobody_needs(repeats: list[int]) -> None:
+    def wasteful(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.empty(1000)
+        (x * 2).sum()
+        return x + 1, x
+
+    call = _runtime.Repeated(wasteful)
+    x, y = torch.ones(3), torch.zeros(3)
+    call(x)
+    made, given = call(y)
+    assert torch.equal(made, torch.ones(3)) and given is y
+    assert repeats == [1]
