@@ -59,7 +59,11 @@ def pretend(op: str, arch: str) -> None:
     triton.runtime.driver.set_active(driver)
     torch.cuda.current_device = lambda: 0
     cuda = driver.target.backend == "cuda"
+    early = cuda and driver.target.arch >= 90
+    runtime = import_module("generated._runtime")
+    runtime.EARLY = triton.language.constexpr(early)
     fakes = {
+        "starts_early": lambda: early,
         "runs_kernels": lambda x: True,
         "num_sms": lambda device: driver.multiprocessors,
         "shared_memory": lambda: driver.shared,
