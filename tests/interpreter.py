@@ -1,58 +1,168 @@
 """Triton's interpreter without what it repeats, which is half of the time that tests spend in it.
 
-It prepares its language anew in every call of a helper function, though nothing changed since the
-launch; makes a table of all dtypes to look one up, and a type for the shape of every tensor; looks
-for overflows of integers with some ten operations of its own; and scans element by element. What
-kernels compute, and in which order, stays as it is. All of this is private to Triton: what a
-version lacks is left alone.
+It prepares its language anew in every launch and every call of a helper function; makes a type for
+every tensor and every shape, names it, and compares it with others of its kind; makes a table of
+all dtypes to look one up; looks for overflows of integers with some ten operations of its own; and
+scans element by element. What kernels compute, and in which order, stays as it is. All of this is
+private to Triton: what a version lacks is left alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from triton import language
 from triton.language import core, semantic
 from triton.runtime import interpreter
 
 
 def quicken() -> None:
     if hasattr(interpreter, "_LangPatchScope"):
-        interpreter._patch_lang = once_per_launch(interpreter._patch_lang)
+        if hasattr(interpreter, "_patch_attr"):
+            interpreter._patch_attr = with_semantic
+        interpreter._patch_lang = once(interpreter._patch_lang)
     if hasattr(interpreter, "_get_np_dtype"):
         interpreter._get_np_dtype = by_name(interpreter._get_np_dtype)
-    if hasattr(core, "_type_for_tuple_values"):
-        core._type_for_tuple_values = by_sizes(core._type_for_tuple_values)
     if hasattr(interpreter, "ScanOps"):
         interpreter.ScanOps.generic_scan = scan_by_rows
+    intern(core.block_type)
+    core.tensor.__init__ = of_its_type(core.tensor.__init__)
+    core.dtype.__eq__ = or_itself(core.dtype.__eq__)
     kind = getattr(semantic, "TritonSemantic", None)
     if hasattr(kind, "binary_op_sanitize_overflow_impl"):
         kind.binary_op_sanitize_overflow_impl = check_overflow
+    if hasattr(kind, "binary_op_type_checking_impl"):
+        kind.binary_op_type_checking_impl = by_types(kind)
     if hasattr(kind, "broadcast_impl_value"):
-        kind.broadcast_impl_value = of_one_shape(kind.broadcast_impl_value)
+        kind.broadcast_impl_value = of_one_type(kind.broadcast_impl_value)
 
 
-def once_per_launch(patch: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A launch restores the language in the end; until then the modules patched are known."""
-    patched: set[int] = set()
+def once(patch: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The language stays prepared: this process compiles nothing."""
+    done = False
 
-    class Scope:
-        def __init__(self, scope: Any) -> None:
-            self.scope = scope
-
-        def restore(self) -> None:
-            patched.clear()
-            self.scope.restore()
-
-    def patch_lang(function: Any) -> Scope:
-        module = id(function.__globals__)
-        if module in patched:
-            return Scope(interpreter._LangPatchScope())
-        patched.add(module)
-        return Scope(patch(function))
+    def patch_lang(function: Any) -> Any:
+        nonlocal done
+        if not done:
+            patch(SimpleNamespace(__globals__={"tl": language, "core": core}))
+            core.tensor.__index__ = lambda self: int(self.handle.data.item())
+            done = True
+        return interpreter._LangPatchScope()
 
     return patch_lang
+
+
+def with_semantic(obj: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+    """A builtin that gets its semantic by itself."""
+    made = semantic.TritonSemantic(builder)
+    while getattr(member, "__code__", None) is CHECK_OF_SEMANTIC:
+        member = member.__wrapped__
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        kwargs["_semantic"] = made
+        return member(*args, **kwargs)
+
+    scope.set_attr(obj, name, call)
+
+
+CHECK_OF_SEMANTIC = core.builtin(lambda: None).__code__
+
+
+def intern(kind: Any) -> None:
+    """One object for all block types of an element type and a shape."""
+    known: dict[tuple[Any, ...], Any] = {}
+    init = kind.__init__
+
+    def key(element_ty: Any, shape: Any) -> tuple[Any, ...] | None:
+        sizes = tuple([x.value if isinstance(x, core.constexpr) else x for x in shape])
+        for size in sizes:
+            if type(size) is not int:
+                return None
+        return element_ty.name, getattr(element_ty, "address_space", None), sizes
+
+    def new(cls: Any, element_ty: Any, shape: Any) -> Any:
+        return known.get(key(element_ty, shape)) or object.__new__(cls)
+
+    def made(self: Any, element_ty: Any, shape: Any) -> None:
+        if "shape" not in self.__dict__:
+            init(self, element_ty, shape)
+            if found := key(element_ty, shape):
+                known[found] = self
+
+    kind.__new__ = staticmethod(new)
+    kind.__init__ = made
+    kind.__eq__ = or_itself(kind.__eq__)
+    to_ir = kind.to_ir
+    kind.to_ir = lambda self, builder: to_ir(self, builder) if self.element_ty.is_ptr() else self
+
+
+def of_its_type(init: Callable[..., None]) -> Callable[..., None]:
+    """All of a tensor but its handle is the same for every tensor of its type."""
+
+    def made(self: Any, handle: Any, type: Any) -> None:
+        common = type.__dict__.get("_of_tensors")
+        if common is None:
+            init(self, handle, type)
+            type._of_tensors = {n: x for n, x in self.__dict__.items() if n != "handle"}
+        else:
+            self.__dict__.update(common)
+            self.handle = handle
+
+    return made
+
+
+def or_itself(equal: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    return lambda self, other: self is other or equal(self, other)
+
+
+def by_types(kind: Any) -> Callable[..., Any]:
+    """The operands of a binary operation: numpy broadcasts them, and numbers are made once."""
+    check, broadcast = kind.binary_op_type_checking_impl, kind.broadcast_impl_value
+    to_tensor, scalar_constant = kind.to_tensor, kind.scalar_constant
+    numbers: dict[tuple[Any, ...], Any] = {}
+
+    class Operands(kind):
+        def broadcast_impl_value(self, x: Any, y: Any) -> tuple[Any, Any]:
+            if x.type is y.type:
+                return x, y
+            known = x.type.__dict__.setdefault("_with", {})
+            if id(y.type) not in known:
+                made = broadcast(self, x, y)
+                known[id(y.type)] = made[0].type, made[1].type, y.type  # alive: its id is its own
+            a, b, _ = known[id(y.type)]
+            x = x if x.type is a else core.tensor(x.handle, a)
+            return x, y if y.type is b else core.tensor(y.handle, b)
+
+        def to_tensor(self, x: Any, check_type: bool = True) -> Any:
+            if type(x) not in (int, float):
+                return to_tensor(self, x, check_type)
+            return once_made(x, "", lambda: to_tensor(self, x))
+
+        def scalar_constant(self, value: Any, dtype: Any) -> Any:
+            return once_made(value, dtype.name, lambda: scalar_constant(self, value, dtype))
+
+    def once_made(value: Any, dtype: str, make: Callable[[], Any]) -> Any:
+        key = type(value), value, dtype
+        if key not in numbers:
+            numbers[key] = make()
+        return numbers[key]
+
+    def made(self: Any, x: Any, y: Any, *options: bool, **named: bool) -> Any:
+        tensors = isinstance(x, core.tensor) and isinstance(y, core.tensor)
+        if tensors and x.type is y.type and not x.dtype.is_ptr() and not (options[3:] or named):
+            return x, y
+        if "_operands" not in self.__dict__:
+            self._operands = Operands(self.builder)
+        return check(self._operands, x, y, *options, **named)
+
+    return made
+
+
+def of_one_type(broadcast: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, x, y: (x, y) if x.type is y.type else broadcast(self, x, y)
 
 
 def by_name(look_up: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -65,22 +175,6 @@ def by_name(look_up: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return known[name]
 
     return found
-
-
-def by_sizes(make: Callable[..., Any]) -> Callable[..., Any]:
-    known: dict[tuple[int, ...], Any] = {}
-
-    def made(values: Any, fields: Any = None) -> Any:
-        sizes = tuple(
-            value.value if isinstance(value, core.constexpr) else None for value in values
-        )
-        if fields is not None or not all(type(size) is int for size in sizes):
-            return make(values, fields)
-        if sizes not in known:
-            known[sizes] = make(values)
-        return known[sizes]
-
-    return made
 
 
 OPERATIONS = {"add": np.add, "sub": np.subtract, "mul": np.multiply}
@@ -97,16 +191,6 @@ def check_overflow(self: Any, x: Any, y: Any, operation: Callable[..., Any]) -> 
     assert low <= found.min() and found.max() <= high, (
         f"int{kind.int_bitwidth} overflow detected for operation {operation.__name__}"
     )
-
-
-def of_one_shape(broadcast: Callable[..., Any]) -> Callable[..., Any]:
-    def made(self: Any, x: Any, y: Any) -> tuple[Any, Any]:
-        alike = x.type.is_block() and y.type.is_block()
-        if alike and x.handle.data.shape == y.handle.data.shape:
-            return x, y
-        return broadcast(self, x, y)
-
-    return made
 
 
 def scan_by_rows(self: Any, inputs: tuple[Any, ...]) -> list[Any]:

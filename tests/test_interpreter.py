@@ -1,4 +1,4 @@
-"""What the tests' quicker interpreter does itself: scans, and a look for overflows of integers."""
+"""What the tests' quicker interpreter does itself: scans, operands, and overflows of integers."""
 
 from __future__ import annotations
 
@@ -52,3 +52,56 @@ def test_an_overflow_is_found() -> None:
     assert o[-1] == 15 << 27
     with pytest.raises(Exception, match="int32 overflow detected for operation mul"):
         product_kernel[(1,)](o, 1 << 28, B=16)
+
+
+@triton.jit
+def operands_kernel(x, y, o, R: tl.constexpr, C: tl.constexpr):
+    rows, columns = tl.arange(0, R), tl.arange(0, C)
+    b_x = tl.load(x + rows)
+    b_y = tl.load(y + columns[None, :])
+    b_o = tl.where(columns[None, :] % 2 == 0, b_x[:, None] - 3, 2.0) * b_y
+    b_o += b_x[:, None] / 4
+    tl.store(o + rows[:, None] * C + columns[None, :], b_o + tl.load(x))
+
+
+def test_operands_are_broadcast() -> None:
+    """Rows, columns, scalars and numbers, of two dtypes."""
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float16, torch.float32):
+        x = torch.randn(8, generator=generator).to(dtype)
+        y = torch.randn(4, generator=generator)
+        o = torch.empty(8, 4)
+        operands_kernel[(1,)](x, y, o, R=8, C=4)
+        even = torch.arange(4)[None] % 2 == 0
+        wanted = torch.where(even, x[:, None].float() - 3, 2.0) * y + x[:, None].float() / 4 + x[0]
+        torch.testing.assert_close(o, wanted, rtol=2e-3, atol=2e-3)
+
+
+@triton.jit
+def mistake_kernel(x, y, o, KIND: tl.constexpr):
+    p = tl.arange(0, 8)
+    if KIND == "shapes":
+        tl.store(o + p, tl.load(x + p) + tl.arange(0, 4))
+    elif KIND == "size":
+        tl.store(o + p, tl.load(x + p) + tl.zeros([6], tl.float32))
+    elif KIND == "pointers":
+        tl.store(o + p, x + y)
+    else:
+        tl.store(o + p, tl.load(x + p) & 1.5)
+
+
+@pytest.mark.parametrize("kind", ["shapes", "size", "pointers", "float"])
+def test_what_triton_refuses_is_refused(kind: str) -> None:
+    """Again and again: what was refused once is not known as right."""
+    x, y, o = torch.ones(8), torch.ones(8), torch.empty(8)
+    for _ in range(2):
+        with pytest.raises(Exception, match=MISTAKES[kind]):
+            mistake_kernel[(1,)](x, y, o, KIND=kind)
+
+
+MISTAKES = {
+    "shapes": "incompatible dimensions at index 0: 8 and 4",
+    "size": "Shape element 0 must be a power of 2",
+    "pointers": "pointer",
+    "float": "invalid operands|unexpected type|fp32",
+}
