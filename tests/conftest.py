@@ -12,6 +12,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(no_gpu)
         elif "huge" in item.keywords and "huge" not in (config.getoption("-m") or ""):
             item.add_marker(not_asked)
+
+
+def pytest_collection_finish() -> None:
+    """Tests build the same files again and again; two starts of the formatter each take longest."""
+    finish: Any = sys.modules.get("flagen.render.finish")
+    if finish is not None:
+        finish._format = cache(finish._format)
 
 
 @pytest.fixture(scope="session")

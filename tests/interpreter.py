@@ -1,4 +1,4 @@
-"""Triton's interpreter without what it repeats, which is half of the time that tests spend in it.
+"""Triton's interpreter without what it repeats, which is most of the time that tests spend in it.
 
 It prepares its language anew in every launch and every call of a helper function; makes a type for
 every tensor and every shape, names it, and compares it with others of its kind; makes a table of

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flagen.diagnostics import FlagenError
-from flagen.pipeline import Compilation, Pipeline
+from flagen.pipeline import Pipeline
 from flagen.render import runtime_file
 from flagen.render.environment import _environment
 from flagen.render.finish import _STYLE, ALLOWED_IMPORTS, GeneratedFile, digest, edited, finish
@@ -32,36 +32,46 @@ def identify(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def compilation(path: Path) -> Compilation | None:
-    """What a spec compiles to; None for a recurrence that no kernels are generated for."""
+def compiled(path: Path) -> tuple[GeneratedFile, ...]:
+    """The files of a spec; none for a recurrence that no kernels are generated for."""
     try:
-        return Pipeline()(path)
+        return Pipeline()(path).files
     except FlagenError as error:
         if {d.code for d in error.diagnostics} <= {"FG301"}:
-            return None
+            return ()
         raise
 
 
+BUILD = """
+import json
+from pathlib import Path
+from test_generated import SPECS, _environment, compiled, runtime_file
+
+environment, loaded = _environment(), set()
+original = environment.get_template
+
+def noted(name, *args, **kwargs):
+    loaded.add(name)
+    return original(name, *args, **kwargs)
+
+environment.get_template = noted
+files = [runtime_file(), *(file for path in SPECS for file in compiled(path))]
+print(json.dumps([{file.path: file.text for file in files}, sorted(loaded)]))
+"""
+
+
 @cache
-def build() -> tuple[dict[str, GeneratedFile], set[str]]:
-    """What a build of every spec writes, by its path below generated/; the templates it fills."""
-    environment, loaded = _environment(), set[str]()
-    original = environment.get_template
-
-    def noted(name: str, *args: object, **kwargs: object) -> object:
-        loaded.add(name)
-        return original(name, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(environment, "get_template", noted)
-        made = [runtime_file()]
-        for result in filter(None, map(compilation, SPECS)):
-            made += result.files
-    return {file.path: file for file in made}, loaded
-
-
-def rebuilt() -> dict[str, GeneratedFile]:
-    return build()[0]
+def elsewhere() -> tuple[dict[str, str], list[str]]:
+    """What a process whose sets have another order builds: text by path; the templates it fills."""
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": paths, "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    files, templates = json.loads(done.stdout)
+    return files, templates
 
 
 def test_there_are_specs() -> None:
@@ -69,18 +79,28 @@ def test_there_are_specs() -> None:
     assert COMMITTED
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=identify)
-def test_rebuild(path: Path) -> None:
-    """A build in memory gives the committed file, byte by byte."""
-    name = path.relative_to(GENERATED).as_posix()
-    assert name in rebuilt(), f"{name} comes from no spec"
-    assert path.read_text(encoding="utf-8") == rebuilt()[name].text, (
-        f"{name} is stale: flagen build"
-    )
+@pytest.mark.parametrize("path", [None, *SPECS], ids=lambda path: path.stem if path else "runtime")
+def test_rebuild(path: Path | None) -> None:
+    """A build in memory gives the committed files, byte by byte."""
+    for file in compiled(path) if path else [runtime_file()]:
+        committed = (GENERATED / file.path).read_text(encoding="utf-8")
+        assert committed == file.text, f"{file.path} is stale: flagen build"
+
+
+def test_hash_seed_has_no_influence() -> None:
+    """The text is the same in a process whose sets have another order than in this one."""
+    for path, text in elsewhere()[0].items():
+        assert (GENERATED / path).read_text(encoding="utf-8") == text, path
 
 
 def test_all_is_committed() -> None:
-    assert {path.relative_to(GENERATED).as_posix() for path in COMMITTED} == set(rebuilt())
+    assert {path.relative_to(GENERATED).as_posix() for path in COMMITTED} == set(elsewhere()[0])
+
+
+def test_no_unused_template() -> None:
+    """Every template is filled by some build; a name that its context lacks raises there."""
+    assert _environment().undefined.__name__ == "StrictUndefined"
+    assert set(elsewhere()[1]) == {p.relative_to(TEMPLATES).as_posix() for p in ALL_TEMPLATES}
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=identify)
@@ -166,24 +186,6 @@ def test_formatted() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_hash_seed_has_no_influence() -> None:
-    """The text is the same in a process whose sets have another order than in this one."""
-    specs = sorted({path.split("/")[0] for path in rebuilt() if "/" in path})
-    paths = [str(ROOT / "specs" / f"{name}.yaml") for name in specs]
-    code = (
-        "import json; from pathlib import Path; from flagen.pipeline import Pipeline\n"
-        f"files = [f for p in {paths!r} for f in Pipeline()(Path(p)).files]\n"
-        "print(json.dumps({f.path: f.text for f in files}))\n"
-    )
-    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
-    environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {p: f.text for p, f in rebuilt().items() if "/" in p}
-
-
 def statements(text: str) -> list[str]:
     """The control flow of a template: its line statements and `{% %}` tags."""
     found = re.findall(r"^\s*#% *(\w+)", text, re.MULTILINE)
@@ -221,9 +223,3 @@ def test_template(path: Path) -> None:
     assert text.startswith(("{#", '"""')), "a template opens with what it computes"
     assert not text.startswith("{#") or text.split("#}")[0].count("\n") < 8
     assert not {"macro", "import", "set", "call"} & set(statements(text))
-
-
-def test_no_unused_template() -> None:
-    """Every template is filled by some build; a name that its context lacks raises there."""
-    assert _environment().undefined.__name__ == "StrictUndefined"
-    assert build()[1] == {path.relative_to(TEMPLATES).as_posix() for path in ALL_TEMPLATES}
