@@ -1,12 +1,13 @@
 """The shared memory of every kernel of a call, for a GPU that is not there.
 
-Compiled as far as shared memory is laid out, which is half the way. Runs in a process without
-Triton's interpreter.
+Compiled as far as shared memory is laid out, which is half the way. For a process without Triton's
+interpreter.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -60,7 +61,12 @@ def shared(op: str, form: str, shape: str, dtype: str, what: str) -> dict[str, i
     return found
 
 
-if __name__ == "__main__":
-    arch, *call = sys.argv[1:]
+def shared_for(arch: str, *call: str) -> dict[str, int]:
+    """The same for a GPU, in a process of its own: operators remember which one they are on."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(_shared_for, (arch, *call))
+
+
+def _shared_for(arch: str, *call: str) -> dict[str, int]:
     rehearsal.become(GPUS[arch])
-    print(json.dumps(shared(*call)))
+    return shared(*call)

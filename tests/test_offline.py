@@ -6,14 +6,11 @@ and asynchronous copies are used, and no loop has the hazard of `hazards`.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -80,6 +77,12 @@ def _planted(name: str) -> list[Hazard]:
     import offline
 
     return offline.planted(name)
+
+
+def _shared_for(call: tuple[str, ...]) -> dict[str, int]:
+    import shared_memory
+
+    return shared_memory.shared_for(*call)
 
 
 def made(worker: ProcessPoolExecutor, form: str, target: str, dtype: str, D: int) -> list[Report]:
@@ -183,21 +186,10 @@ PLANNED = [
 ]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
 @pytest.mark.parametrize("call", PLANNED, ids="-".join)
-def test_shared_memory(call: tuple[str, ...]) -> None:
+def test_shared_memory(call: tuple[str, ...], worker: ProcessPoolExecutor) -> None:
     """Every kernel of forward and backward fits the GPU, with the tiles that it would have."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    program = str(Path(__file__).with_name("shared_memory.py"))
-    done = subprocess.run(
-        [sys.executable, program, *call],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = worker.submit(_shared_for, call).result()
     assert found
     for kernel, shared in found.items():
         assert shared <= GPUS[call[0]].shared, kernel
