@@ -7,7 +7,7 @@ READY  := .venv/ready
 TOOLS  := .venv/tools
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check clean
+.PHONY: help env demo test check types built clean
 
 help: ## this list
 	@echo "flagen: make TARGET"
@@ -23,7 +23,12 @@ test: $(READY) ## every test that needs no GPU (on a GPU: .venv/bin/python -m py
 check: $(READY) $(TOOLS) ## lint, format, types, and whether generated/ is what the specs say
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
+	@$(MAKE) --no-print-directory -j 2 types built
+
+types: $(READY) $(TOOLS)
 	$(BIN)/python -m mypy
+
+built: $(READY)
 	$(BIN)/flagen build --check
 
 env: $(READY) ## only the environment, in .venv
