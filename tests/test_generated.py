@@ -143,6 +143,16 @@ def test_imports(path: Path) -> None:
             assert name.split(".")[0] in ALLOWED_IMPORTS - {"flagen"}, name
 
 
+@pytest.mark.parametrize("path", COMMITTED, ids=identify)
+def test_kernels_wait_before_they_read(path: Path) -> None:
+    """A kernel may start before the one before it has ended: see `begin`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+            first, *others = node.body
+            text = ast.unparse(others[0] if ast.get_docstring(node) else first)
+            assert text == "begin()", node.name
+
+
 def test_other_imports_are_refused() -> None:
     for text in ("import flagen\n", "from numpy import array\n", "import torch, socket\n"):
         with pytest.raises(ValueError, match=r"^op/chunk\.py imports (flagen|numpy|socket)$"):

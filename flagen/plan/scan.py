@@ -59,7 +59,7 @@ SCAN = ScanModule(
     scan_tiles=(
         ("fwd", ScanTile(128, 16, 64, 4, 3), ScanTile(128, 8, 32, 4, 3)),
         ("bwd", ScanTile(ROWS, 4, 64, 4, 3), ScanTile(ROWS, 4, 32, 4, 3)),
-        ("sum", ScanTile(128, 16, 64, 4, 4), ScanTile(128, 8, 32, 4, 3)),
+        ("sum", ScanTile(128, 16, 64, 4, 3), ScanTile(128, 8, 32, 4, 3)),
     ),
     crowded=ScanTile(64, 8, 64, 4, 3),
 )

@@ -16,7 +16,6 @@ NO_LINES = Block(())
 LOG2_E = "1.4426950408889634"
 _READ = "b_o = tl.dot(b_q, b_h.to(b_q.dtype), input_precision=PRECISION)"
 _SCORES = "b_A = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)"
-_SEGMENT = Block.of("i_l = n_l - 1 - i if REVERSE else i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +37,7 @@ class DecayLines:
     scan_parameters: str = ""
     scan_sizes: str = ""
     scan_before_loop: Block = NO_LINES
-    scan_in_loop: Block = NO_LINES
-    scan_state: str = ""
+    scan_factor: str = ""
     step_before_loop: Block = NO_LINES
     step_before: str = ""
     step_after: Block = NO_LINES
@@ -61,7 +59,6 @@ def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
             products=Block.of(f"{_SCORES}\n{_READ}"),
             within="tl.where(o_d >= 0, b_A, 0.0)",
             write=Block.of("b_u = b_v"),
-            scan_state="b_h + ",
             parallel_diagonal=Block.of("b_D = tl.where(o_d >= 0, scale, 0.0)"),
         )
     if level is Level.CONSTANT:
@@ -83,8 +80,7 @@ def decay_lines(name: str, level: Level, bonus: bool) -> DecayLines:
             within="b_A * b_D",
             write=Block.of("b_u = (b_v * b_write[:, None]).to(b_v.dtype)\nb_h *= tl.exp2(b_G_n)"),
             scan_before_loop=Block.of(f"b_g = {name}_log2_decay(i_h, H).to(tl.float32)"),
-            scan_in_loop=_SEGMENT,
-            scan_state="b_h * tl.exp2(tl.minimum(L, n_t - i_l * L) * b_g) + ",
+            scan_factor="tl.exp2(tl.minimum(L, n_t - i_l * L) * b_g)",
             step_before_loop=Block.of(
                 "# rounded once: an error here grows with every step\n"
                 "decay_before = tl.exp2(tl.where(adjoint, 0.0, b_g)).to(tl.float32)\n"
@@ -149,8 +145,7 @@ def _scalar(name: str) -> DecayLines:
         ),
         scan_parameters="a, ",
         scan_before_loop=Block.of("r_a = i_s.to(tl.int64) * H + i_h"),
-        scan_in_loop=_SEGMENT,
-        scan_state="b_h * tl.exp2(tl.load(a + r_a + i_l * H)) + ",
+        scan_factor="tl.exp2(tl.load(a + r_a + i_l * H))",
     )
 
 
@@ -172,6 +167,5 @@ def _by_channel(bonus: bool) -> DecayLines:
         scan_parameters="a, ",
         scan_sizes="K: tl.constexpr, ",
         scan_before_loop=Block.of("r_a = (i_s.to(tl.int64) * H + i_h) * K + o_h // (KV // K)"),
-        scan_in_loop=_SEGMENT,
-        scan_state="b_h * tl.exp2(tl.load(a + r_a + i_l * (H * K), mask=m_h, other=0)) + ",
+        scan_factor="tl.exp2(tl.load(a + r_a + i_l * (H * K), mask=m_h, other=0))",
     )
