@@ -1,4 +1,4 @@
-"""Calls that are repeated on a GPU, by launches without Triton, write all and only what they wrote at first."""
+"""Calls repeated on a GPU, by launches without Triton, write what they wrote at first, all of it."""
 
 from __future__ import annotations
 
