@@ -62,6 +62,7 @@ def pretend(op: str, arch: str) -> None:
     early = cuda and driver.target.arch >= 90
     runtime = import_module("generated._runtime")
     runtime.EARLY = triton.language.constexpr(early)
+    _ = runtime.begin.cache_key
     fakes = {
         "starts_early": lambda: early,
         "_stream": lambda device: 0,  # calls are recorded, and their kernels compiled together

@@ -1,4 +1,4 @@
-"""Calls repeated on a GPU, by launches without Triton, write what they wrote at first, all of it."""
+"""Calls repeated on a GPU, by launches without Triton, write what they wrote at first, and all."""
 
 from __future__ import annotations
 
