@@ -6,6 +6,7 @@ Here Triton's interpreter runs the launches; `tests/gpu/test_repeat.py` has dire
 from __future__ import annotations
 
 import importlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def test_same_bits_for_other_tensors(
     function = getattr(importlib.import_module(f"generated.{op}"), f"{form}_{op}")
     first, second = inputs(op, 1), inputs(op, 2)
     states = form != "parallel"
-    run(function, first, SPECS[op], states)
+    for _ in range(2):
+        run(function, first, SPECS[op], states)
     before = len(repeats)  # walks of one call that are alike
     found = run(function, second, SPECS[op], states)
     assert len(repeats) >= before + 2
@@ -77,7 +79,8 @@ def scaled(scale: float) -> Callable[..., torch.Tensor]:
 def test_a_tensor_given_twice_has_two_places(repeats: list[int]) -> None:
     add = _runtime.Repeated(scaled(2.0))
     x, y = torch.ones(2, 3), torch.full((2, 3), 5.0)
-    assert torch.equal(add(x, x), torch.full((3,), 6.0))
+    for _ in range(2):
+        assert torch.equal(add(x, x), torch.full((3,), 6.0))
     assert torch.equal(add(x, y), torch.full((3,), 22.0))
     assert len(repeats) == 1
 
@@ -96,7 +99,7 @@ def test_what_differs_is_decided_anew(repeats: list[int]) -> None:
         (x, 3, None),
         (x, 2, 1),
     ]
-    for given in kinds:
+    for given in 2 * kinds:
         assert torch.equal(add(*given), given[0] * given[1])
     assert not repeats
     for given in kinds:
@@ -135,11 +138,12 @@ def test_what_cannot_be_repeated_is_not(repeats: list[int]) -> None:
     for function, x in cases:
         call = _runtime.Repeated(function)
         given = (x, x) if function.__name__ == "<lambda>" else (x,)
-        for _ in range(3):
+        for _ in range(4):
             assert torch.equal(call(*given), function(*given))
     known.zero_()
     decided = _runtime.Repeated(decides)
-    assert [decided(torch.full((1,), x)).item() for x in (1.0, -1.0, 1.0)] == [2.0, -2.0, 2.0]
+    signs = (1.0, 1.0, -1.0, 1.0)
+    assert [decided(torch.full((1,), x)).item() for x in signs] == [2.0, 2.0, -2.0, 2.0]
     assert not repeats
 
 
@@ -151,7 +155,61 @@ def test_nothing_is_made_that_nobody_needs(repeats: list[int]) -> None:
 
     call = _runtime.Repeated(wasteful)
     x, y = torch.ones(3), torch.zeros(3)
-    call(x)
+    call(x), call(x)
     made, given = call(y)
     assert torch.equal(made, torch.ones(3)) and given is y
     assert repeats == [1]
+
+
+class Kernel:
+    """Notes what becomes of it."""
+
+    def __init__(self, name: str, notes: list[str], wrong: bool = False) -> None:
+        self.name, self.notes, self.wrong = name, notes, wrong
+        self.fn, self.cache_key, self.params = self, "", ()
+        self.device_caches: defaultdict[int, int] = defaultdict(int)
+
+    def warmup(self, *arguments: Any, **options: Any) -> None:
+        if self.wrong:
+            raise RuntimeError("out of registers")
+        self.notes.append(f"compile {self.name} {arguments}")
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *arguments, **options: self.notes.append(f"launch {self.name}")
+
+
+def test_kernels_of_a_first_call_are_compiled_together(
+    repeats: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of its backward too, and before anything is launched; not again for another length."""
+    monkeypatch.setattr(_runtime, "INTERPRET", False)
+    notes: list[str] = []
+    read, write, back = (Kernel(name, notes) for name in ("read", "write", "back"))
+    broken = Kernel("broken", notes, wrong=True)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        y = torch.empty_like(x)
+        _runtime.launch(read, 1, (x, None, y), (0.5,), (16,))
+        _runtime.launch(broken, 1, (x, y), (), ())
+        _runtime.launch(write, len(x), (y,), (), ())
+        return y
+
+    def backward(y: torch.Tensor) -> None:
+        _runtime.launch(back, 1, (y,), (), ())
+
+    call = _runtime.Repeated(forward)
+    launched = ["launch read", "launch broken", "launch write"]
+    call(torch.zeros(2, 3, 4), then=backward)
+    assert sorted(notes[:3]) == [
+        "compile back (torch.float32,)",
+        "compile read (torch.float32, None, torch.float32, 0.5, 16)",
+        "compile write (torch.float32,)",
+    ]
+    assert notes[3:] == launched
+    for x in (torch.zeros(2, 5, 4), torch.zeros(2, 3, 4)):
+        notes.clear()
+        call(x, then=backward)
+        assert notes == launched
+    notes.clear()
+    call(torch.zeros(2, 3, 5), then=backward)
+    assert len(notes) == 6 and notes[3:] == launched

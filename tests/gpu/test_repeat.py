@@ -47,7 +47,8 @@ def test_same_bits(op: str, form: str, spread: bool, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(_runtime.Recording, "repeat", noted)
     _runtime.forget_calls()
-    run(function, first, inputs)
+    for _ in range(2):
+        run(function, first, inputs)
     repeated.clear()
     with poisoned_memory():
         found = run(function, second, inputs)
