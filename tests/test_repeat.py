@@ -183,6 +183,7 @@ def test_kernels_of_a_first_call_are_compiled_together(
 ) -> None:
     """Those of its backward too, and before anything is launched; not again for another length."""
     monkeypatch.setattr(_runtime, "INTERPRET", False)
+    monkeypatch.setattr(_runtime, "starts_early", lambda: False)
     notes: list[str] = []
     read, write, back = (Kernel(name, notes) for name in ("read", "write", "back"))
     broken = Kernel("broken", notes, wrong=True)

@@ -34,6 +34,26 @@ def first_call(cache: Path, *arguments: str) -> dict[str, dict[str, list[bool]]]
     return dict(json.loads(out.splitlines()[-1]))
 
 
+KEYS = """
+import sys
+import torch
+import triton
+from flagen.gpus import find_gpu
+from flagen.rehearsal import become
+from generated import _runtime
+from generated.gla import chunk
+become(find_gpu("sm_90"))
+_runtime.rehearse(triton.runtime.driver.active)
+kernels = [x for name, x in sorted(vars(chunk).items()) if name.endswith("_kernel")]
+kernels = kernels[::-1] if "back" in sys.argv else kernels
+print(sorted((x.__name__, x.cache_key) for x in kernels))
+"""
+
+
+def test_a_key_does_not_depend_on_what_was_compiled_before(tmp_path: Path) -> None:
+    assert run(tmp_path, "-c", KEYS) == run(tmp_path, "-c", KEYS, "back") != "[]\n"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
 @pytest.mark.parametrize(
     "op, form, arch, dtype, gate, shape, kernels",
