@@ -101,13 +101,14 @@ def test_compiles(form: str, target: str, dtype: str, D: int, worker: ProcessPoo
         "parallel": {"parallel_fwd", "parallel_bwd"},
         "fused_recurrent": {"recurrent_fwd", "recurrent_bwd"},
     }[form]
-    assert {f"retention_{name}_kernel" for name in wanted} == {r.kernel for r in found}
+    sums = {"total_kernel"}  # of blocks, where a head has several
+    assert {f"retention_{name}_kernel" for name in wanted} == {r.kernel for r in found} - sums
     for r in found:
         assert r.shared <= shared, r
         assert not r.hazards, r
         if dtype != "float32":
             assert r.stack <= (SPILL_256 if (target, D) == ("sm_90", 256) else SPILL[target]), r
-        if form == "fused_recurrent" or "scan" in r.kernel:
+        if form == "fused_recurrent" or "scan" in r.kernel or r.kernel in sums:
             continue
         if dtype == "float32" and target != "gfx942":
             # every product of float32 is three of TF32, which is what tensor cores take

@@ -1,6 +1,6 @@
 """Calls that are recorded and repeated: the same bits as those that are decided anew.
 
-Here Triton's interpreter runs the launches; `tests/gpu/test_repeat.py` has direct ones.
+Here Triton's interpreter runs the launches; `tests/gpu/test_repeated_calls.py` has direct ones.
 """
 
 from __future__ import annotations
