@@ -190,7 +190,9 @@ STAGES = (
 def module(stage: Stage, folder: Path, name: str = "prologue") -> ModuleType:
     """The stage as a module; its function is `_<name>`, its arguments those of `call`."""
     text = pointwise_text(pointwise_program(stage.name, name, stage.results, stage.tensors))
-    imports = f"from generated._runtime import {', '.join((*text.imports, 'begin', 'runs_kernels'))}"
+    imports = (
+        f"from generated._runtime import {', '.join((*text.imports, 'begin', 'runs_kernels'))}"
+    )
     header = ["import torch", "import triton", "import triton.language as tl", imports, "\n"]
     lines = [*header, *text.kernels.lines, "\n", *text.host.lines]
     path = folder / f"{stage.name}_{name}.py"
