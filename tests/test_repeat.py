@@ -114,7 +114,7 @@ def test_what_differs_is_decided_anew(repeats: list[int]) -> None:
 
 
 def test_what_cannot_be_repeated_is_not(repeats: list[int]) -> None:
-    """Changes of a tensor, decisions by values, tensors from elsewhere, other kinds of tensors."""
+    """Changes of a tensor, decisions by values, tensors from elsewhere, within, of other kinds."""
     known = torch.ones(3)
 
     def changes(x: torch.Tensor) -> torch.Tensor:
@@ -129,17 +129,23 @@ def test_what_cannot_be_repeated_is_not(repeats: list[int]) -> None:
     class Other(torch.Tensor):
         pass
 
-    cases: list[tuple[Callable[..., Any], torch.Tensor]] = [
-        (changes, torch.ones(3)),
-        (decides, torch.ones(3)),
-        (remembers, torch.ones(3)),
-        (scaled(1.0), torch.ones(3).as_subclass(Other)),
+    functions: list[Callable[[torch.Tensor], torch.Tensor]] = [
+        changes,
+        decides,
+        remembers,
+        lambda x: torch.cat([x, x]),
+        lambda x: torch.add(x, other=x),
+        lambda x: x[(x > 1,)],
     ]
-    for function, x in cases:
+    for function in functions:
         call = _runtime.Repeated(function)
-        given = (x, x) if function.__name__ == "<lambda>" else (x,)
-        for _ in range(4):
-            assert torch.equal(call(*given), function(*given))
+        for value in range(4):
+            x = torch.full((3,), float(value))
+            assert torch.equal(call(x), function(x))
+    double = _runtime.Repeated(lambda x: 2 * x)
+    for value in range(4):
+        x = torch.full((3,), float(value)).as_subclass(Other)
+        assert torch.equal(double(x), 2 * x)
     known.zero_()
     decided = _runtime.Repeated(decides)
     signs = (1.0, 1.0, -1.0, 1.0)
