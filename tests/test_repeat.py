@@ -154,17 +154,18 @@ def test_what_cannot_be_repeated_is_not(repeats: list[int]) -> None:
 
 
 def test_nothing_is_made_that_nobody_needs(repeats: list[int]) -> None:
-    def wasteful(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        torch.empty(1000)
+    def wasteful(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        torch.empty(1000, dtype=torch.float64)
         (x * 2).sum()
-        return x + 1, x
+        return x + 1, x, torch.empty(2, 5, dtype=torch.float64)
 
     call = _runtime.Repeated(wasteful)
     x, y = torch.ones(3), torch.zeros(3)
     call(x), call(x)
-    made, given = call(y)
+    made, given, room = call(y)
     assert torch.equal(made, torch.ones(3)) and given is y
-    assert repeats == [1]
+    assert room.shape == (2, 5) and room.dtype == torch.float64
+    assert repeats == [2]
 
 
 class Kernel:
