@@ -50,7 +50,7 @@ def repeats(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 def inputs(op: str, seed: int, bounds: tuple[int, ...] | None = None) -> Tensors:
     torch.manual_seed(seed)
-    return make(SPECS[op], Case(1, 5, 2, 6, 8, bounds), torch.float32, CPU)
+    return make(SPECS[op], Case(1, 5, 2, 6, 8, bounds), torch.float16, CPU)
 
 
 @pytest.mark.parametrize(("op", "form"), FORMS, ids=lambda x: x)
@@ -70,6 +70,26 @@ def test_same_bits_for_other_tensors(
     expected = run(function, second, SPECS[op], states)
     assert found.keys() == expected.keys()
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+def test_decoding_is_repeated(repeats: list[int]) -> None:
+    """What changes in place is the pool of each call."""
+    op = importlib.import_module("generated.gla")
+    torch.manual_seed(0)
+    pools = [torch.randn(2, 2, 6, 8) for _ in range(3)]
+    slots = torch.tensor([1])
+    for pool in pools:
+        x = {name: v[:, :1].contiguous() for name, v in inputs("gla", 3).items() if name in "qkvg"}
+        expected, o = pool.clone(), None
+        with torch.no_grad():
+            o, _ = op.decode_gla(**x, state_pool=pool, slots=slots)
+            naive, last = op.naive_gla(**x, initial_state=expected[1:], output_final_state=True)
+        assert torch.equal(pool[0], expected[0])
+        torch.testing.assert_close(pool[1], last[0].float(), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(o, naive, rtol=1e-2, atol=1e-2)
+    assert len(repeats) == 1
+    with pytest.raises(TypeError, match="slots"):
+        op.decode_gla(**x, state_pool=pools[0], slots=[1])
 
 
 def scaled(scale: float) -> Callable[..., torch.Tensor]:
@@ -166,6 +186,53 @@ def test_nothing_is_made_that_nobody_needs(repeats: list[int]) -> None:
     assert torch.equal(made, torch.ones(3)) and given is y
     assert room.shape == (2, 5) and room.dtype == torch.float64
     assert repeats == [2]
+
+
+def test_memory_is_given_back_where_it_was(repeats: list[int]) -> None:
+    """Each tensor that was made for others, after the last that reads it."""
+
+    def chain(x: torch.Tensor) -> torch.Tensor:
+        a = x + 1
+        b = a * 2
+        return b + a * 0 + x
+
+    call = _runtime.Repeated(chain)
+    for value in (1.0, 2.0, 3.0):
+        assert torch.equal(call(torch.full((2,), value)), torch.full((2,), 3 * value + 2))
+    (recording,) = call.known.values()
+    assert [len(last) for _, last in recording.steps] == [0, 0, 1, 2, 1]
+
+
+def test_a_number_that_changes_is_no_other_kernel(
+    repeats: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rehearsals: list[Any] = []
+    monkeypatch.setattr(_runtime, "compile_ahead", rehearsals.append)
+    call = _runtime.Repeated(lambda x, scale, size: x * scale)
+    for scale in (0.5, 0.25, 0.125):
+        assert torch.equal(call(torch.ones(2, 3), scale, 4), torch.full((2, 3), scale))
+    assert len(rehearsals) == 1
+    call(torch.ones(2, 3), 0.5, 5)
+    assert len(rehearsals) == 2
+
+
+def test_an_error_is_not_recorded(repeats: list[int]) -> None:
+    broken = [True]
+
+    def fails(x: torch.Tensor) -> torch.Tensor:
+        if broken:
+            raise RuntimeError("no memory")
+        return x + 1
+
+    call = _runtime.Repeated(fails)
+    x = torch.zeros(2)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="no memory"):
+            call(x)
+    broken.clear()
+    for _ in range(3):
+        assert torch.equal(call(x), torch.ones(2))
+    assert len(repeats) >= 1
 
 
 class Kernel:

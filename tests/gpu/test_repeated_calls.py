@@ -53,7 +53,7 @@ def test_same_bits(op: str, form: str, spread: bool, monkeypatch: pytest.MonkeyP
     with poisoned_memory():
         found = run(function, second, inputs)
     assert len(repeated) >= 2
-    launches = [x for each in repeated for x in each.steps if isinstance(x, _runtime._Launch)]
+    launches = [x for each in repeated for x, _ in each.steps if isinstance(x, _runtime._Launch)]
     assert launches and all(launch.direct for launch in launches)
     repeated.clear()
     _runtime.forget_calls()
