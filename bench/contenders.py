@@ -89,6 +89,20 @@ def compiled(reference: Function) -> Function:
     return call
 
 
+def in_place(decode: Function) -> Function:
+    """A step of `decode_X`, whose pool is the state that it is given: a slot per sequence."""
+    slots: dict[Any, Tensor] = {}
+
+    def call(*, initial_state: Tensor, output_final_state: bool, **inputs: Tensor) -> Any:
+        key = initial_state.shape[0], initial_state.device
+        if key not in slots:
+            slots[key] = torch.arange(key[0], device=key[1])
+        o, _ = decode(**inputs, state_pool=initial_state, slots=slots[key])
+        return o, initial_state
+
+    return call
+
+
 def contenders(
     op: str,
     only: Iterable[str] = (),
@@ -103,10 +117,13 @@ def contenders(
     functions = {form: getattr(flagen.ops, name) for form, name in found.items()}
     reference = functions.get("naive_chunk") or functions["naive"]
     own = [form for form in functions if not form.startswith(("naive", "decode"))]
-    own = [form for form in own if form == "fused_recurrent"] if decode else own
+    if decode:
+        own = [form for form in ("decode", "fused_recurrent") if form in functions]
+        if "decode" in own:
+            functions["decode"] = in_place(functions["decode"])
     if unknown := set(only) - set(functions) - {"sdpa", "compiled"}:
         raise ValueError(f"{op} has no form {', '.join(sorted(unknown))}; it has {', '.join(own)}")
-    inputs = cases.required_inputs(functions[own[0]] if own else reference)
+    inputs = cases.required_inputs(functions[own[-1]] if own else reference)
     make = partial(Contender, op=op, reference=reference, inputs=inputs)
 
     out = [

@@ -55,9 +55,9 @@ def step(contender: Contender, shape: Shape, dtype: torch.dtype, device: str) ->
     """Output and next state of one decoding step against float64."""
     names = (*contender.inputs, "initial_state")
     inputs = cases.draw(contender.op, names, shape, dtype, device, seed=1)
+    precise = {n: x.double() for n, x in inputs.items()}  # before the state may change in place
     with torch.no_grad():
         result = contender.run(inputs, output_final_state=True)
-        precise = {n: x.double() for n, x in inputs.items()}
         exact = tensors(contender.reference(**precise, output_final_state=True))
     if len(result) < 2:
         return Verdict(contender.limit, {"final_state": float("inf")})

@@ -240,6 +240,24 @@ def test_a_right_function_is_timed(tmp_path: Path) -> None:
     assert ran[2].fwd_floor_us == pytest.approx((2 * q + 2 * v + 2 * state) / 4e12 * 1e6)
 
 
+def test_decoding_in_place_is_checked_and_timed(tmp_path: Path) -> None:
+    """Beside the step with a state in and out; a step that forgets its pool is refused."""
+    found, _ = contenders("retention", peers=False, decode=True)
+    assert [c.name for c in found] == ["decode", "fused_recurrent"]
+    assert found[0].function == "decode_retention"
+    shape = Shape(3, 1, 2, 16, 24)
+    lazy = replace(found[0], name="lazy", call=lambda **x: found[0].call(**{**x, **own(x)}))
+    ran = measure(tmp_path, *(Task("decode", c, shape) for c in (*found, lazy)))
+    assert [r.status for r in ran] == ["ok", "ok", "wrong"]
+    assert set(ran[0].errors) == {"o", "final_state"}
+    assert ran[0].fwd_floor_us == ran[1].fwd_floor_us
+
+
+def own(x: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """A state that nobody else sees."""
+    return {"initial_state": torch.zeros_like(x["initial_state"])}
+
+
 def test_too_large_to_compare_is_said(tmp_path: Path) -> None:
     clock = Clock()
     clock.free_bytes = lambda: 0  # type: ignore[method-assign]
