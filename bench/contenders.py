@@ -123,6 +123,7 @@ def contenders(
             functions["decode"] = in_place(functions["decode"])
     if unknown := set(only) - set(functions) - {"sdpa", "compiled"}:
         raise ValueError(f"{op} has no form {', '.join(sorted(unknown))}; it has {', '.join(own)}")
+    # of the last: a step in place takes whatever `decode_X` takes
     inputs = cases.required_inputs(functions[own[-1]] if own else reference)
     make = partial(Contender, op=op, reference=reference, inputs=inputs)
 

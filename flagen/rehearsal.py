@@ -227,9 +227,14 @@ def chunk_module(package: ModuleType) -> ModuleType | None:
         return None
 
 
+def runtime_module(package: ModuleType) -> ModuleType:
+    """What the operator shares with those beside it."""
+    return import_module(f"{package.__name__.rpartition('.')[0]}._runtime")
+
+
 def _load(operator: Operator) -> ModuleType:
     package = load_folder(operator.folder, operator.name)
-    runtime = import_module(f"{package.__name__.rpartition('.')[0]}._runtime")
+    runtime = runtime_module(package)
     if not runtime._rehearsing:
         runtime.rehearse(triton.runtime.driver.active)
     return package

@@ -21,7 +21,7 @@ from flagen.accuracy import Tensors, compare
 from flagen.notebook import load_folder
 from flagen.parse.spec import Spec
 from flagen.plan.space import Tiles
-from flagen.rehearsal import Call, Operator, chunk_module, replaced
+from flagen.rehearsal import Call, Operator, chunk_module, replaced, runtime_module
 from flagen.tune import Cost
 from flagen.verify import Case
 
@@ -123,8 +123,7 @@ def trial(
     tiles: Tiles,
 ) -> Cost:
     """Check first; then the times, where all is right. Raises what a launch raises."""
-    runtime = import_module(f"{package.__name__.rpartition('.')[0]}._runtime")
-    runtime.forget_calls()  # other tiles, other launches
+    runtime_module(package).forget_calls()  # other tiles, other launches
     with replaced(chunk_module(package), tiles):
         wrong = judge.refused()
         if wrong:
