@@ -58,6 +58,16 @@ CASES = {
     "gate_as_key": text(
         "S = exp(g) * S + outer(g, v)", decay="g: [T, H, K]", qkv="q: [T, H, K], v: [T, H, V]"
     ),
+    "key_of_gate": text(
+        "S = exp(g) * S + outer(sqrt(1 - exp(2 * g)), v)",
+        decay="g: {axes: [T, K], domain: [-3, -0.01]}",
+        qkv="q: [T, K], v: [T, V]",
+    ),
+    "key_of_gates": text(
+        "S = exp(g) * S + outer(rsqrt(1 + g * g * sum(g * g, K)), v)",
+        decay="g: [T, H, K]",
+        qkv="q: [T, H, K], v: [T, H, V]",
+    ),
     # heads
     "shared_keys": text(GATED, decay="g: [T, H]", qkv="q: [T, HQ, K], k: [T, H, K], v: [T, H, V]"),
     "value_heads": text(GATED, decay="g: [T, HV]", qkv="q: [T, H, K], k: [T, H, K], v: [T, HV, V]"),

@@ -106,6 +106,23 @@ def test_pairs_of_tokens_in_half(name: str, build: Build, device: torch.device) 
     verify(build(CASES[name]), RAGGED, torch.float16, device, "parallel")
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("gate_as_key", "g"),
+        ("key_of_gate", "sqrt(1 - exp(2*g))"),
+        ("key_of_gates", None),
+        ("l2norm", None),
+    ],
+)
+def test_which_keys_are_functions_of_the_gate(name: str, key: str | None) -> None:
+    """Element by element: a sum over channels is none of a kernel's blocks."""
+    walks = derived(name).walks
+    assert walks is not None
+    found = walks.key and str(walks.key.results[0].expression)
+    assert found == key
+
+
 def test_scores_are_polynomials_of_one_product() -> None:
     """No pair of features is formed, and what is added up has one score."""
     attention = derived("series").attention

@@ -152,7 +152,7 @@ def test_stops_when_the_time_is_over(tmp_path: Path) -> None:
     assert told[0].count > 1
 
 
-@pytest.mark.parametrize("walk", ["constant", "scalar", "channel"])
+@pytest.mark.parametrize("walk", ["none", "constant", "scalar", "channel"])
 @pytest.mark.parametrize("half", [True, False])
 @pytest.mark.parametrize("D", [64, 128, 256])
 def test_only_tiles_that_go_together(walk: str, half: bool, D: int) -> None:

@@ -13,7 +13,7 @@ from flagen.analyze.recurrence import Recurrence, output_heads, symbol
 from flagen.derive.attention import attention_of
 from flagen.derive.check import check
 from flagen.derive.derivation import FORMS, Attention, Derivation, Pass, Walks
-from flagen.derive.operands import passes_of, tensors_of
+from flagen.derive.operands import key_of_gate, passes_of, tensors_of
 from flagen.derive.outer_product import ADJOINT, FORWARD
 from flagen.derive.scan import Scan, check_scan, scan_of
 from flagen.derive.stages import Wanted, stages_of
@@ -76,7 +76,8 @@ def _walks(recurrence: Recurrence, token: TokenLevel) -> Walks | str:
     if isinstance(stages, str):
         return stages
     plain = _is_plain(recurrence, passes, wanted) and stages.epilogue is None
-    return Walks(passes, output, stages, plain, FORWARD, ADJOINT)
+    key = key_of_gate(recurrence, passes)
+    return Walks(passes, output, stages, key, plain, FORWARD, ADJOINT)
 
 
 def _is_plain(

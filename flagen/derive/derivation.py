@@ -8,6 +8,7 @@ from enum import Enum
 import sympy
 
 from flagen.analyze.recurrence import Level, Recurrence
+from flagen.derive.pointwise import Pointwise
 from flagen.derive.scan import Scan
 from flagen.derive.stages import Stages
 from flagen.derive.step import Step
@@ -111,12 +112,14 @@ class Walks:
     """The chunk forms of outer products: passes between stages, each by the walk `forward`.
 
     `output` is an expression over inputs and what the passes read. `plain`: there is one pass, on
-    q, k and v as they are, with a decay that is constant or none.
+    q, k and v as they are, with a decay that is constant or none. `key` makes k from g where it is
+    a function of the gate alone: then chunk kernels add its gradient to the gate's.
     """
 
     passes: tuple[Pass, ...]
     output: sympy.Expr
     stages: Stages
+    key: Pointwise | None
     plain: bool
     forward: Walk
     adjoint: tuple[Walk, ...]

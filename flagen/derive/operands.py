@@ -19,6 +19,7 @@ from flagen.analyze.normal_form import constant_value
 from flagen.analyze.recurrence import (
     Contract,
     Family,
+    Kron,
     Level,
     Read,
     Recurrence,
@@ -30,6 +31,7 @@ from flagen.analyze.recurrence import (
     symbol,
 )
 from flagen.derive.derivation import Operands, Pass
+from flagen.derive.pointwise import Pointwise, Result, pointwise_program
 from flagen.derive.stages import Wanted
 
 _SCALE = symbol("scale")
@@ -81,6 +83,30 @@ def tensors_of(one: Pass, heads: tuple[str, ...]) -> tuple[Wanted, ...]:
     if operands.bonus is not None:
         found.append(Wanted("u", operands.bonus, along[1:]))
     return tuple(found)
+
+
+def key_of_gate(recurrence: Recurrence, passes: tuple[Pass, ...]) -> Pointwise | None:
+    """What makes the key k of the only pass from its gate g by channel, element by element.
+
+    None where it depends on anything else.
+    """
+    operands, heads = passes[0].operands, output_heads(recurrence.spec)
+    gate, along = operands.log_decay, ("T", *heads, passes[0].axes[0])
+    given = {each.name: each.axes for each in recurrence.spec.inputs if each.value is None}
+    if (
+        len(passes) > 1
+        or operands.level is not Level.KEY
+        or operands.bonus is not None
+        or operands.key.free_symbols != {gate}
+        or operands.key.has(Contract, Kron)
+        or given.get(str(gate)) != along
+    ):
+        return None
+    key = Result("k", operands.key.xreplace({gate: symbol("g")}), along, "float32")
+    domain = next(each.domain for each in recurrence.spec.inputs if each.name == str(gate))
+    return pointwise_program(
+        recurrence.spec.name, "key", (key,), {"g": along}, domains={"g": domain}
+    )
 
 
 def _obstacle(recurrence: Recurrence) -> str | None:

@@ -34,6 +34,7 @@ from flagen.diagnostics import InternalError
 from flagen.parse.spec import Product
 
 Axes = tuple[str, ...]
+Domain = tuple[float | None, float | None] | None
 
 HEADS_COARSEST_FIRST = ("G", "H", "HV", "HQ")
 """Consecutive heads of each kind share one of the kinds before it."""
@@ -164,13 +165,14 @@ def pointwise_program(
     results: Iterable[Result],
     tensors: Mapping[str, Axes],
     products: Iterable[Product] = (),
+    domains: Mapping[str, Domain] | None = None,
 ) -> Pointwise:
     """The stage of the operator `name` that computes `results`, checked in float64.
 
     `tensors` has the axes of all tensors that the stage may take, in the order of its arguments,
-    those of constants excluded. Sizes of axes and `scale` may stand in expressions; `scale` has no
-    gradient. Raises InternalError where a result has no T, a tensor has two features, or the
-    programs mean something else than the expressions.
+    those of constants excluded, and `domains` the domains of those that have one. Sizes of axes and
+    `scale` may stand in expressions; `scale` has no gradient. Raises InternalError where a result
+    has no T, a tensor has two features, or the programs mean something else than the expressions.
     """
     results = tuple(results)
     symbols = {str(each) for result in results for each in result.expression.free_symbols}
@@ -199,7 +201,7 @@ def pointwise_program(
         masked=masked_sums(forward, {}),
         masked_backward=masked_sums(backward, {}),
     )
-    _check(program)
+    _check(program, domains or {})
     return program
 
 
@@ -248,7 +250,7 @@ def _forward(results: Iterable[Result], inputs: Mapping[str, Axes], axes: TileAx
     return pruned(Step(tuple(builder.nodes), (), tuple(labels), builder.order), nodes)
 
 
-def _check(program: Pointwise) -> None:
+def _check(program: Pointwise, domains: Mapping[str, Domain]) -> None:
     """Raise InternalError unless the programs mean what the expressions and their slopes do."""
     rng = np.random.default_rng(0)
     tiles = program.axes
@@ -256,8 +258,13 @@ def _check(program: Pointwise) -> None:
     shapes = {name: tiles.tile(axes) for name, axes in program.inputs}
     values = {axis: scalar(sizes[axis]) for axis in tiles.features} | {"scale": scalar(0.7)}
 
-    def draw(axes: Axes) -> Named:
-        return Named(axes, rng.uniform(0.1, 0.9, [sizes[axis] for axis in axes]))
+    def draw(axes: Axes, domain: Domain = None) -> Named:
+        low, high = domain or (None, None)
+        if low is None:
+            low = 0.0 if high is None else high - 1
+        high = low + 1 if high is None else high
+        part = rng.uniform(0.1, 0.9, [sizes[axis] for axis in axes])
+        return Named(axes, low + (high - low) * part)
 
     def meaning(inputs: Mapping[str, Named]) -> dict[str, Named]:
         found = {}
@@ -270,7 +277,7 @@ def _check(program: Pointwise) -> None:
             found[program.inside(result)] = pointwise(np.add, zeros, value)
         return found
 
-    inputs = {name: draw(axes) for name, axes in shapes.items()}
+    inputs = {name: draw(axes, domains.get(name)) for name, axes in shapes.items()}
     wanted = meaning(inputs)
     given = {f"d{name}": draw(value.axes) for name, value in wanted.items()}
     found = evaluate_step(program.forward, values | inputs, sizes)

@@ -82,6 +82,7 @@ def stages_of(
     inputs = {each.name: each.axes for each in spec.inputs if each.value is None}
     constants = {each.name: each.axes for each in spec.inputs if each.value is not None}
     tensors = inputs | constants
+    domains = {each.name: each.domain for each in spec.inputs if each.value is None}
     every = [each for one in wanted for each in one]
     for each in every:
         if not each.expression.is_number and not _symbols(each.expression) & tensors.keys():
@@ -99,7 +100,7 @@ def stages_of(
     if str(output) not in results:
         last = Result(recurrence.output, output, ("T", *heads, *features), like)
         epilogue = pointwise_program(
-            spec.name, "epilogue", (last,), {**results, **tensors}, spec.products
+            spec.name, "epilogue", (last,), {**results, **tensors}, spec.products, domains
         )
     later = set(_tensors(epilogue))
     named = [(str(each.expression), each.axes) for each in every]
@@ -122,7 +123,9 @@ def stages_of(
     simple = tuple(each for each in made if _is_simple(each, inputs))
     rest = [each for each in made if each not in simple]
     prologue = (
-        pointwise_program(spec.name, "prologue", rest, tensors, spec.products) if rest else None
+        pointwise_program(spec.name, "prologue", rest, tensors, spec.products, domains)
+        if rest
+        else None
     )
     taken = {*_tensors(prologue), *_tensors(epilogue)}
     return Stages(found, simple, prologue, epilogue, tuple(x for x in constants if x in taken))

@@ -27,8 +27,9 @@ _CHUNK = ModulePlan(
     file="chunk.py",
     template="module/chunk.py.jinja",
     kernels=("decay", "walk", "chunk_fwd", "chunk_bwd", "segment_sum", "segment_scan"),
-    walk="constant",
+    walk="none",
 )
+_CONSTANT = replace(_CHUNK, walk="constant")
 _GATED = replace(
     _CHUNK,
     kernels=(
@@ -159,7 +160,8 @@ def plan(derivation: Derivation, tables: tuple[Table, ...] | None = None) -> Ker
         modules.append(_parallel(derivation))
     known = load() if tables is None else tables
     planned = (replace(each, tiles=tile_tables(known, each.walk)) for each in modules)
-    return KernelPlan(derivation, tuple(planned), LEAST_SEGMENT)
+    level = derivation.operands.level if derivation.operands else None
+    return KernelPlan(derivation, tuple(planned), LEAST_SEGMENT, alone=level is Level.NONE)
 
 
 def _chunk(derivation: Derivation) -> ModulePlan:
@@ -168,10 +170,14 @@ def _chunk(derivation: Derivation) -> ModulePlan:
     if derivation.scan is not None:
         return SCAN
     if operands is None or not operands.gated:
-        return _CHUNK
+        return _CONSTANT if operands and operands.level is Level.CONSTANT else _CHUNK
     if operands.kept:
         return _KEPT
-    return _BY_CHANNEL if operands.level is Level.KEY else _GATED
+    if operands.level is not Level.KEY:
+        return _GATED
+    if derivation.walks is not None and derivation.walks.key is not None:
+        return replace(_BY_CHANNEL, kernels=("channel_key_gradient", *_BY_CHANNEL.kernels))
+    return _BY_CHANNEL
 
 
 def _parallel(derivation: Derivation) -> ModulePlan:

@@ -64,8 +64,14 @@ class ModulePlan:
 
 @dataclass(frozen=True, slots=True)
 class KernelPlan:
-    """Everything that is decided about an operator before any text exists."""
+    """Everything that is decided about an operator before any text exists.
+
+    Sequences are cut into segments of at least `least_segment` tokens, so that every multiprocessor
+    has two programs, or one where a walk is best `alone`: without a decay it is little but matrix
+    products (B1 T16384 H16 D128 on an H200, bfloat16: 113 us forward, 130 with two).
+    """
 
     derivation: Derivation
     modules: tuple[ModulePlan, ...]
     least_segment: int
+    alone: bool

@@ -3,9 +3,9 @@
 A file in `tiles/` holds rows for GPUs with at least so much shared memory, and is named after one
 of them. A GPU has the rows of the largest file that it can hold, kernel by kernel and dtype by
 dtype, or of the smallest that has any: so most rows are in the file of the largest GPUs. `walk` is
-what the decay depends on: nothing or the head (`constant`), the token too (`scalar`), the channel
-too (`channel`); or the form `parallel`. Rows are no operator's: one that nobody has tuned has those
-of its walk.
+what the decay depends on: there is `none`, or it depends on the head (`constant`), the token too
+(`scalar`), the channel too (`channel`); or it is the form `parallel`. Rows are no operator's: one
+that nobody has tuned has those of its walk.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from flagen.render.parallel import parallel_context
 from flagen.render.printer import TritonPrinter
 from flagen.render.reference import equations, reference_context, summary
 from flagen.render.scan import scan_context
+from flagen.render.step_text import StepText
 from flagen.render.token import token_context
 from flagen.render.walks import gate_axes, operand_names
 
@@ -47,6 +48,8 @@ class KernelContext:
     by_channel: bool
     before: bool
     bonus: bool
+    of_gate: bool
+    key_backward: Block
     gates: str
     gate_k: str
     gate_v: str
@@ -117,7 +120,8 @@ class _Nothing:
 def _kernel_context(derivation: Derivation, pairs: bool) -> KernelContext:
     """What templates may print, those of the T x T form if `pairs`."""
     spec = derivation.recurrence.spec
-    operands = _operands(derivation)
+    operands, walks = _operands(derivation), derivation.walks
+    key = walks.key if walks else None
     log = _constant_log_decay(derivation)
     bonus = operands.bonus is not None
     gates = operand_names(operands)[3:]
@@ -131,6 +135,8 @@ def _kernel_context(derivation: Derivation, pairs: bool) -> KernelContext:
         by_channel=operands.by_channel,
         before=not operands.inclusive,
         bonus=bonus,
+        of_gate=key is not None,
+        key_backward=Block(tuple(StepText(key.backward).lines() if key else ())),
         gates="".join(f"{gate}, " for gate in gates),
         gate_k=vectors.get("K", ""),
         gate_v=vectors.get("V", ""),

@@ -9,7 +9,7 @@ from flagen.derive.stages import Stages
 from flagen.diagnostics import InternalError
 from flagen.plan.kernel_plan import KernelPlan
 from flagen.render.environment import Block
-from flagen.render.passes import Body, stage_imports
+from flagen.render.passes import Body, helper_imports, stage_imports
 from flagen.render.pointwise import pointwise_text
 from flagen.render.reference import equations, signature_of, summary
 from flagen.render.signature import Signature
@@ -53,11 +53,11 @@ def chunk_context(plan: KernelPlan, kernels: Block, tiles: Block) -> ChunkContex
         for stage in (walks.stages.prologue, walks.stages.epilogue)
     )
     stages = [stage for stage in (prologue, epilogue) if stage]
-    host = walks_text(plan, walks.passes[0].operands)
+    host = walks_text(plan, walks.passes[0].operands, walks.key is not None)
     return ChunkContext(
         name=spec.name,
         fused=not walks.passes[0].operands.kept,
-        imports=Block(tuple(stage_imports(stages))),
+        imports=Block((*stage_imports(stages), *helper_imports(kernels))),
         kernels=joined([stage.kernels for stage in stages], kernels),
         tiles=tiles,
         host=joined([stage.host for stage in stages], host),

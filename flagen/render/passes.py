@@ -10,7 +10,9 @@ from flagen.analyze.recurrence import output_heads, state_heads
 from flagen.derive.derivation import Pass, Walks
 from flagen.derive.stages import Stages
 from flagen.parse.spec import Spec
-from flagen.render.pointwise import PointwiseText
+from flagen.render.environment import Block
+from flagen.render.pointwise import PointwiseText, calls
+from flagen.render.step_text import HELPERS
 from flagen.render.steps import constant
 from flagen.render.walks import operand_names
 
@@ -73,6 +75,12 @@ def results_in_order(spec: Spec, finals: dict[str, str]) -> list[str]:
 def given_state(spec: Spec, state: str) -> str:
     """What the initial state is called."""
     return "initial_state" if len(spec.state) == 1 else f"initial_{state}"
+
+
+def helper_imports(kernels: Block) -> list[str]:
+    """What the kernels of walks import from the runtime beside what all of them do."""
+    text = "\n".join(kernels.lines)
+    return [f"{name}," for name in HELPERS if calls(name, text)]
 
 
 def stage_imports(stages: list[PointwiseText]) -> list[str]:
@@ -158,6 +166,8 @@ class Body:
             arguments.append(self._entering(one) if one.initial else "None")
             arguments += ["cu_seqlens", "scale" if one.scaled else "1.0"]
             arguments += ["output_final_state" if one.final else "False", "L"]
+            if self.walks.key is not None:
+                arguments[1] += ".detach()"  # the gate's gradient has this one's in it
             yield f"{', '.join(left)} = _chunk({', '.join(arguments)})"
             yield from self._squeezed(one, result)
 

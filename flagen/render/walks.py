@@ -16,13 +16,16 @@ from flagen.render.finish import spec_digest
 
 @dataclass(frozen=True, slots=True)
 class WalksContext:
-    """What the templates may print. `tensors` counts the operands."""
+    """What the templates may print. `tensors` counts the operands; `of_gate`: k has no gradient."""
 
     name: str
     digest: str
     least_segment: int
+    blocks: str
+    thirds: str
     gated: bool
     bonus: bool
+    of_gate: bool
     parameters: Block
     operands: str
     gate_arguments: str
@@ -73,9 +76,13 @@ def _kept_gate(operands: Operands, gate: str, axis: str) -> str:
     return f"_gate((r{a}, w{a}, s{a}), {gates}, h_c, dh_c, {strides}, cu_seqlens, BT)"
 
 
-def walks_text(plan: KernelPlan, operands: Operands) -> Block:
-    """The functions on canonical operands: `_chunk`, and what it launches."""
+def walks_text(plan: KernelPlan, operands: Operands, of_gate: bool) -> Block:
+    """The functions on canonical operands: `_chunk`, and what it launches.
+
+    `of_gate`: k is made of the gate, whose gradient has that of k in it.
+    """
     names = operand_names(operands)
+    given = [name for name in names if not (of_gate and name == "k")]
     by_channel = operands.level is Level.KEY
     gates = {"g": "dg", "u": "du.sum(0)"}
     made = gate_parts(operands, "chunks") if operands.kept else []
@@ -86,20 +93,23 @@ def walks_text(plan: KernelPlan, operands: Operands) -> Block:
         name=spec.name,
         digest=spec_digest(spec),
         least_segment=plan.least_segment,
+        blocks="2 * H * cdiv(V, 64)" if plan.alone else "H * cdiv(V, 64)",
+        thirds=", thirds=2" if plan.alone else "",
         gated=operands.gated,
         bonus=operands.bonus is not None,
+        of_gate=of_gate,
         parameters=Block(tuple(f"{name}: torch.Tensor," for name in names)),
         operands=", ".join(names),
         gate_arguments="".join(f"{gate}, " for gate in names[3:]),
         tensors=len(names),
-        positions=", ".join(map(str, range(len(names) + 1))),
-        dtypes=f"({', '.join(f'{name}.dtype' for name in names)})",
-        gradients=", ".join(f"d{name}" for name in names),
+        positions=", ".join(str(names.index(name)) for name in given) + f", {len(names)}",
+        dtypes=f"({', '.join(f'{name}.dtype' for name in given)})",
+        gradients=", ".join(f"d{name}" for name in given),
         make_gate_results=Block(tuple(made)),
         gate_results="".join(f"{line.split()[0]}, " for line in made),
         gate_gradients=", ".join(gates[gate] for gate in names[3:]),
-        gradient_types=", ".join(["torch.Tensor"] * (len(names) + 1)),
-        empty_gradients=", ".join(f"{name}.new_empty({name}.shape)" for name in names),
+        gradient_types=", ".join(["torch.Tensor"] * (len(given) + 1)),
+        empty_gradients=", ".join(f"{name}.new_empty({name}.shape)" for name in given),
     )
     decays = "channel" if by_channel else "walks"
     return Block.of(fill(f"host/{'kept' if operands.kept else decays}.py.jinja", context))
