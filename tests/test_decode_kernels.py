@@ -24,6 +24,7 @@ from flagen.accuracy import Tensors, error
 from flagen.load import load
 from flagen.parse import parse
 from flagen.verify import Case, poisoned_memory
+from generated import _runtime as runtime
 
 __all__ = ["unusual"]  # a fixture
 
@@ -142,6 +143,17 @@ def check(op: Operator, case: Case, pool: torch.dtype, kind: torch.dtype) -> Non
 @pytest.mark.parametrize("name", OPS)
 def test_against_the_reference(name: str, case: Case) -> None:
     check(operator(name), case, torch.float32, torch.int64)
+
+
+@pytest.mark.parametrize("name", ["gla", "gated_delta_rule", "linear_attn_normalized"])
+def test_many_sequences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have wider blocks."""
+    module = importlib.import_module(f"generated.{name}.fused_recurrent")
+    tiles, seen = module._tiles, []
+    monkeypatch.setattr(runtime, "num_sms", lambda device: 1 / 16)
+    monkeypatch.setattr(module, "_tiles", lambda *sizes: seen.append(tiles(*sizes)) or seen[-1])
+    check(operator(name), Case(4, 2, 1, 60, 130), torch.float32, torch.int64)
+    assert [each[:2] for each in seen] == [(64, 32), (64, 128)]
 
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
@@ -331,7 +343,6 @@ def test_a_slip_is_found(
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, Any, list[str]]:
     """The runtime, a kernel that compiles to a note of its launch, and the notes."""
-    runtime = importlib.import_module("generated._runtime")
     notes: list[str] = []
 
     class Compiled:

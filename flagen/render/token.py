@@ -29,6 +29,8 @@ class TokenModuleContext:
     kernels: Block
     size_parameters: str
     size_names: str
+    widened: str
+    decode_tiles: Block
     tiles_doc: str
     tiles: Block
     tile_elements: str
@@ -117,6 +119,8 @@ def token_context(derivation: Derivation, kernels: tuple[str, ...]) -> TokenModu
         kernels=Block.of(text),
         size_parameters=", ".join(f"{axis}: int" for axis in layout.sized),
         size_names=", ".join(layout.sized),
+        widened=", warps: int = 1" * _is_widened(layout),
+        decode_tiles=_block(_decode_tiles(layout, host)),
         tiles_doc=_tiles_doc(layout),
         tiles=_block(_tiles(layout)),
         tile_elements=_tile_elements(layout),
@@ -207,7 +211,7 @@ def _tensors(count: int) -> str:
 _RUNTIME = (
     "Operator autocast begin block cdiv check_cu_seqlens check_groups check_inference check_kwargs"
     " check_pool check_shapes check_slots check_state checkpoint_interval decode_by_reference"
-    " folded in_place launch locate partials runs_kernels split_states"
+    " decode_warps folded in_place launch locate partials runs_kernels split_states"
 )
 
 
@@ -234,7 +238,8 @@ def _tiles_doc(layout: Layout) -> str:
     rest = f"all of {' and '.join(whole)}" if whole else ""
     cut = f"blocks of {' and '.join(layout.blocked)}" if layout.blocked else ""
     return (
-        f"({names}, warps): {', '.join(filter(None, (rest, cut)))}; a warp holds `most` elements."
+        f"({names}, warps): {', '.join(filter(None, (rest, cut)))}; a warp holds `most` elements"
+        f"{', and `warps` of them a block' * _is_widened(layout)}."
     )
 
 
@@ -247,9 +252,24 @@ def _tiles(layout: Layout) -> list[str]:
         others = [layout.block(other) for other in tile if other not in layout.blocked[n:]]
         last = n == len(layout.blocked) - 1
         beside = f"({' * '.join(others)})" if len(others) > 1 else "".join(others)
-        most = f"max(most // {beside}, 16)" if beside else "128"
+        most = f"max(warps * most // {beside}, 16)" if beside else "128"
         lines.append(f"B{axis} = block({axis}, {most if last else 16})")
     return lines
+
+
+def _is_widened(layout: Layout) -> bool:
+    """Whether blocks can be wider than what a warp holds: they have whole axes beside them."""
+    return bool(layout.blocked) and len(layout.sized) > len(layout.blocked)
+
+
+def _decode_tiles(layout: Layout, host: Host) -> list[str]:
+    """Statements that look up the tiles of a decoding step."""
+    names, blocks = ", ".join(layout.sized), "".join(f"B{axis}, " for axis in layout.sized)
+    usual = f"{blocks}num_warps = _tiles({names}, 2048)"
+    if not _is_widened(layout):
+        return [usual]
+    warps = f"decode_warps({host.programs}, slots.device)"
+    return [usual, f"{blocks}num_warps = _tiles({names}, 2048, {warps})"]
 
 
 def _tile_elements(layout: Layout) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_forms import OPERATORS, draw, sizes
+from test_forms import OPERATORS, PAIRED, draw, sizes
+
+from generated import _runtime as runtime
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poison")]
 
@@ -46,9 +48,9 @@ def rms(found: torch.Tensor, exact: torch.Tensor) -> float:
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)
 @pytest.mark.parametrize("dtype", POOLS.values(), ids=POOLS)
 @pytest.mark.parametrize("op", OPERATORS)
-def test_against_the_reference(op: str, dtype: torch.dtype, pool: torch.dtype) -> None:
+def test_against_the_reference(op: str, dtype: torch.dtype, pool: torch.dtype, D: int = 64) -> None:
     decode, naive = functions(op)
-    x, pools = problem(op, dtype, pool)
+    x, pools = problem(op, dtype, pool, D=D)
     slots = torch.tensor(SLOTS, device="cuda", dtype=torch.int32)
     live = [n for n, slot in enumerate(SLOTS) if slot >= 0]
     rows = [SLOTS[n] for n in live]
@@ -68,6 +70,18 @@ def test_against_the_reference(op: str, dtype: torch.dtype, pool: torch.dtype) -
         assert torch.equal(all_states[live, -1], now[rows])
         now[rows] = then[rows]
         assert torch.equal(now, then)
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_many_sequences(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wider blocks that many sequences have."""
+    module = importlib.import_module(f"generated.{op}.fused_recurrent")
+    if not hasattr(module, "decode_warps"):
+        pytest.skip("the blocks are the same for any number of sequences")
+    monkeypatch.setattr(module, "decode_warps", lambda programs, device: 4)
+    runtime.forget_calls()
+    test_against_the_reference(op, torch.bfloat16, torch.float32, 64 if op in PAIRED else 128)
+    runtime.forget_calls()
 
 
 @pytest.mark.parametrize("op", OPERATORS)
