@@ -65,6 +65,7 @@ _LOCAL = frozenset(
         "checkpoint_interval",
         "chunk",
         "decode_by_reference",
+        "decode_warps",
         "dot_precision",
         "dtype",
         "eos",
