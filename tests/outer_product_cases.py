@@ -68,6 +68,15 @@ CASES = {
         decay="g: [T, H, K]",
         qkv="q: [T, H, K], v: [T, H, V]",
     ),
+    "key_of_gate_and_another": text(
+        "S = exp(g) * S + outer(1 - exp(g), v) + outer(z, w)",
+        inputs="w: [T, H, V]",
+        decay="g: [T, H, K]",
+        qkv="q: [T, H, K], z: [T, H, K], v: [T, H, V]",
+    ),
+    "narrow": text(
+        "S = S + outer(sqrt(b) * k, v)", inputs="b: {axes: [T, H], domain: [0, 0.0001]}"
+    ),
     # heads
     "shared_keys": text(GATED, decay="g: [T, H]", qkv="q: [T, HQ, K], k: [T, H, K], v: [T, H, V]"),
     "value_heads": text(GATED, decay="g: [T, HV]", qkv="q: [T, H, K], k: [T, H, K], v: [T, HV, V]"),

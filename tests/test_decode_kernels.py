@@ -154,6 +154,8 @@ def test_many_sequences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_tiles", lambda *sizes: seen.append(tiles(*sizes)) or seen[-1])
     check(operator(name), Case(4, 2, 1, 60, 130), torch.float32, torch.int64)
     assert [each[:2] for each in seen] == [(64, 32), (64, 128)]
+    monkeypatch.setattr(runtime, "_fixed_segment", 64)
+    assert runtime.decode_warps(1 << 20, torch.device("cpu")) == 1, "the same bits in any batch"
 
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS)

@@ -112,6 +112,7 @@ def test_pairs_of_tokens_in_half(name: str, build: Build, device: torch.device) 
         ("gate_as_key", "g"),
         ("key_of_gate", "sqrt(1 - exp(2*g))"),
         ("key_of_gates", None),
+        ("key_of_gate_and_another", None),
         ("l2norm", None),
     ],
 )

@@ -290,8 +290,10 @@ def _check(program: Pointwise, domains: Mapping[str, Domain]) -> None:
 
     for name, value in inputs.items():
         direction = rng.standard_normal(value.data.shape)
-        ends = [Named(value.axes, value.data + sign * 1e-5 * direction) for sign in (1, -1)]
-        slope = (loss(inputs | {name: ends[0]}) - loss(inputs | {name: ends[1]})) / 2e-5
+        low, high = domains.get(name) or (None, None)
+        step = 1e-5 * (1 if low is None or high is None else min(1, high - low))
+        ends = [Named(value.axes, value.data + sign * step * direction) for sign in (1, -1)]
+        slope = (loss(inputs | {name: ends[0]}) - loss(inputs | {name: ends[1]})) / (2 * step)
         mine = np.sum(gradients[f"d{name}"].over(value.axes) * direction)
         pairs.append((f"d{name}", np.asarray(slope), np.asarray(mine), 1e-5))
     for name, a, b, tolerance in pairs:

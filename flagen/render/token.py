@@ -239,7 +239,7 @@ def _tiles_doc(layout: Layout) -> str:
     cut = f"blocks of {' and '.join(layout.blocked)}" if layout.blocked else ""
     return (
         f"({names}, warps): {', '.join(filter(None, (rest, cut)))}; a warp holds `most` elements"
-        f"{', and `warps` of them a block' * _is_widened(layout)}."
+        f"{', and up to `warps` of them a block' * _is_widened(layout)}."
     )
 
 
